@@ -1,0 +1,12 @@
+"""The only room that reads the time; everything else is handed a clock."""
+
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+Clock: TypeAlias = Callable[[], float]
+"""Returns seconds since an arbitrary instant; never goes back, unmoved by changes of the wall clock."""
+
+monotonic: Clock = time.monotonic
+# time.monotonic and the event loops of asyncio and uvloop all read CLOCK_MONOTONIC, so instants
+# taken here may be handed to loop.call_at.

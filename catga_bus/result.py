@@ -1,0 +1,87 @@
+"""What `send` returns: `Ok` with a value, or `Err` with the reason there is none."""
+
+from typing import Any, Generic, Literal, NoReturn, TypeVar
+
+import msgspec
+
+from catga_bus.errors import CALL_ERRORS, CallError, Outcome, Refused
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Ok(msgspec.Struct, Generic[T_co], frozen=True):
+    """The call succeeded.
+
+    Example:
+        >>> match Ok(3):
+        ...     case Ok(value):
+        ...         value
+        3
+    """
+
+    value: T_co
+    """What the handler returned."""
+
+    @property
+    def is_ok(self) -> Literal[True]:
+        """True: tells `Ok` from `Err` where `match` would be too much."""
+        return True
+
+    def unwrap(self) -> T_co:
+        """Return the value."""
+        return self.value
+
+
+class Err(msgspec.Struct, frozen=True):
+    """The call did not succeed: a value, never raised by `send`.
+
+    Handlers return `Err(code, message)` to refuse; what they return is always `refused`.
+    """
+
+    code: str
+    """The handler's own code, or one of `Code` when the bus itself speaks."""
+
+    message: str = ""
+    """For people."""
+
+    details: Any = None
+    """What the handler added."""
+
+    outcome: Outcome = Outcome.REFUSED
+    """Whether the effects of the call may exist."""
+
+    retryable: bool = False
+    """Advice to the caller; the bus never acts on it."""
+
+    attempts: int = 0
+    """How often the call was sent; 0 if it never was."""
+
+    node: str | None = None
+    """The node that answered."""
+
+    @property
+    def is_ok(self) -> Literal[False]:
+        """False: tells `Err` from `Ok` where `match` would be too much."""
+        return False
+
+    def error(self) -> CallError:
+        """Return the exception that stands for this result, without raising it."""
+        facts: dict[str, Any] = {
+            "details": self.details,
+            "outcome": self.outcome,
+            "retryable": self.retryable,
+            "attempts": self.attempts,
+            "node": self.node,
+        }
+        known = CALL_ERRORS.get(self.code)
+        if known is None:
+            return Refused(self.code, self.message, **facts)
+        return known(self.message, **facts)
+
+    def unwrap(self) -> NoReturn:
+        """Raise the exception that stands for this result.
+
+        Raises:
+            CallError: The subclass of the reserved code, or `Refused` for the handler's own codes.
+        """
+        raise self.error()

@@ -1,0 +1,1 @@
+"""Carries bytes between processes; knows no message and no handler."""

@@ -1,0 +1,43 @@
+"""Which subjects may go on the wire; shared by all carriers.
+
+The client library checks less than it seems: `publish("a..b")` vanishes without an error, wildcards pass, and one
+subject longer than the server's control line closes the connection for good.
+"""
+
+import re
+from functools import lru_cache
+
+from catga_bus.errors import ConfigurationError
+
+MAX_SUBJECT_BYTES = 1_024
+# A quarter of the server's default control line (4 KiB), which holds subject, reply and sizes together.
+
+_BAD_CHARACTER = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
+
+
+@lru_cache(maxsize=4_096)
+def checked_subject(subject: str, *, wildcards: bool = False) -> str:
+    """Return the subject if it may be sent.
+
+    Args:
+        subject: What to check.
+        wildcards: Whether `*` and a final `>` are allowed as whole tokens (for subscriptions).
+
+    Raises:
+        ConfigurationError: It may not; the text says why.
+    """
+    if not subject:
+        raise ConfigurationError("a subject must not be empty")
+    if len(subject.encode("utf-8", "surrogatepass")) > MAX_SUBJECT_BYTES:
+        raise ConfigurationError(f"subject {subject[:40]!r}... is longer than {MAX_SUBJECT_BYTES} bytes")
+    if _BAD_CHARACTER.search(subject):
+        raise ConfigurationError(f"subject {subject!r} holds a space or a control character")
+    tokens = subject.split(".")
+    for place, part in enumerate(tokens):
+        if not part:
+            raise ConfigurationError(f"subject {subject!r} has an empty token")
+        if "*" in part or ">" in part:
+            whole = part == "*" or (part == ">" and place == len(tokens) - 1)
+            if not (wildcards and whole):
+                raise ConfigurationError(f"subject {subject!r} holds the wildcard {part!r} where none may be")
+    return subject

@@ -1,0 +1,224 @@
+"""Everything that leaves the process: subjects, names, kinds and frames. `docs/wire.md` has it byte by byte.
+
+A payload is two bytes (0xC1, which MessagePack never uses, and the version) and the MessagePack array
+`[kind, head, frames]`. A batch is put together from frames that are encoded already, so a message is
+encoded once however often it is copied.
+"""
+
+import re
+from collections.abc import Sequence
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from catga_bus.errors import ConfigurationError
+
+MAGIC: Final = 0xC1
+VERSION: Final = 1
+PREFIX: Final = bytes((MAGIC, VERSION))
+
+BATCH_OVERHEAD: Final = 512
+"""Bytes to keep free for prefix, head and array headers; ids and inboxes are bounded by `token`."""
+
+QUEUE_RPC: Final = "rpc"
+"""The queue group of every request subject; the same for all, so that a type has one set of takers."""
+
+SERVICE_API: Final = "$SRV"
+"""The root of ADR-32, the discovery protocol of NATS services."""
+
+ERROR_CODE_HEADER: Final = "Nats-Service-Error-Code"
+ERROR_HEADER: Final = "Nats-Service-Error"
+STATUS_HEADER: Final = "Status"
+NO_RESPONDERS: Final = "503"
+
+MAX_TOKEN: Final = 64
+
+
+class Kind(IntEnum):
+    """What a payload carries. A receiver ignores and counts kinds that it does not know."""
+
+    MESSAGES = 0
+    ANSWERS = 1
+    ACCEPTED = 2
+    CANCEL = 3
+    STATUS = 4
+    HEARTBEAT = 5
+
+
+class Status(IntEnum):
+    """How an answer frame ends its message. The body of all but OK is `[code, message, details, retryable]`."""
+
+    OK = 0
+    REFUSED = 1
+    FAILED = 2
+    BUSY = 3
+    EXPIRED = 4
+    INVALID = 5
+
+
+class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Who sent a batch, where its answers go, and which batch it is."""
+
+    sender: str
+    reply: str | None = None
+    number: int = 0
+    handler_us: int = 0
+    """Answers only: mean time in the handler of the messages answered here, in microseconds; sets the caller's grain."""
+
+
+class MessageFrame(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One message in a batch."""
+
+    id: str
+    type: str
+    key: str | None
+    remaining_ms: int | None
+    """Time left until the caller's deadline when the frame was written; requests only."""
+
+    attempt: int
+    """The first is 1."""
+
+    trace: str | None
+    """W3C `traceparent`."""
+
+    body: msgspec.Raw
+
+
+class AnswerFrame(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The answer to one message."""
+
+    id: str
+    status: int
+    body: msgspec.Raw
+    node: str
+
+
+class MessageBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A payload of kind MESSAGES."""
+
+    kind: int
+    head: Head
+    frames: list[MessageFrame]
+
+
+class AnswerBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A payload of kind ANSWERS."""
+
+    kind: int
+    head: Head
+    frames: list[AnswerFrame]
+
+
+class Fault(msgspec.Struct, array_like=True, frozen=True):
+    """The body of an answer that is not OK."""
+
+    code: str
+    message: str = ""
+    details: Any = None
+    retryable: bool = False
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def join_batch(kind: Kind, head: tuple[object, ...], frames: Sequence[bytes]) -> bytes:
+    """Put encoded frames together as one payload; the frames are copied once.
+
+    Args:
+        kind: What the frames are.
+        head: The fields of `Head`, in order.
+        frames: Each the MessagePack of one frame.
+    """
+    count = len(frames)
+    if count < 16:
+        counter = bytes((0x90 | count,))
+    elif count < 65_536:
+        counter = b"\xdc" + count.to_bytes(2, "big")
+    else:
+        counter = b"\xdd" + count.to_bytes(4, "big")
+    return b"".join((PREFIX, b"\x93", bytes((kind,)), _encode(head), counter, *frames))
+
+
+_PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_PLAIN_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+def token(name: str) -> str:
+    """Return the subject token that stands for a name: total, injective, and plain names stay as they are.
+
+    Every byte outside `[A-Za-z0-9_-]` becomes `=XX`; the empty name becomes `=`; what is then longer than
+    64 characters becomes `=h` and 32 hexadecimal digits of BLAKE2b of the name.
+
+    Example:
+        >>> token("Quote"), token("a.b"), token(""), token("x" * 65)
+        ('Quote', 'a=2Eb', '=', '=h7d36b8cf45c62c3f84ad6e2e3d4a8e5f')
+    """
+    if _PLAIN_TOKEN.match(name):
+        return name
+    if not name:
+        return "="
+    raw = name.encode("utf-8", "surrogatepass")
+    text = "".join(chr(byte) if byte in _PLAIN_BYTES else f"={byte:02X}" for byte in raw)
+    if len(text) <= MAX_TOKEN:
+        return text
+    return "=h" + blake2b(raw, digest_size=16).hexdigest()
+
+
+class Names:
+    """Every subject, queue group, stream and bucket of one namespace.
+
+    Args:
+        namespace: The first token of all names; `[A-Za-z0-9_-]`, at most 64 characters.
+
+    Raises:
+        ConfigurationError: The namespace is not one plain token.
+    """
+
+    def __init__(self, namespace: str = "catga") -> None:
+        if not _PLAIN_TOKEN.match(namespace):
+            raise ConfigurationError(
+                f"namespace must be 1 to {MAX_TOKEN} of the characters A-Z a-z 0-9 _ -, got {namespace!r}"
+            )
+        self.namespace = namespace
+
+    def request(self, type_name: str) -> str:
+        """The subject of a request type."""
+        return f"{self.namespace}.rpc.{token(type_name)}"
+
+    def all_requests(self) -> str:
+        """The subjects of all request types: for looking at, never for subscribing a handler."""
+        return f"{self.namespace}.rpc.>"
+
+    def node_request(self, service: str, node_id: str, type_name: str) -> str:
+        """The subject of a request to one named node."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.rpc.{token(type_name)}"
+
+    def node(self, service: str, node_id: str) -> str:
+        """Everything that is sent to one named node."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.>"
+
+    def tick(self, type_name: str) -> str:
+        """The subject of an event that is not stored."""
+        return f"{self.namespace}.tick.{token(type_name)}"
+
+    def broadcast(self, type_name: str) -> str:
+        """The subject of an event for every live node."""
+        return f"{self.namespace}.all.{token(type_name)}"
+
+    def owns(self, subject: str) -> bool:
+        """Whether a subject lies in this namespace."""
+        return subject == self.namespace or subject.startswith(self.namespace + ".")
+
+
+def service_subjects(verb: str, service: str, node_id: str) -> tuple[str, str, str]:
+    """The three subjects on which a node answers one verb of ADR-32: all, this service, this node.
+
+    Args:
+        verb: `PING`, `INFO` or `STATS`.
+        service: Name of the service.
+        node_id: Id of the node.
+    """
+    name, instance = token(service), token(node_id)
+    return f"{SERVICE_API}.{verb}", f"{SERVICE_API}.{verb}.{name}", f"{SERVICE_API}.{verb}.{name}.{instance}"
