@@ -153,7 +153,7 @@ def token(name: str) -> str:
 
     Example:
         >>> token("Quote"), token("a.b"), token(""), token("x" * 65)
-        ('Quote', 'a=2Eb', '=', '=h7d36b8cf45c62c3f84ad6e2e3d4a8e5f')
+        ('Quote', 'a=2Eb', '=', '=he7d347aafb04b4783db0f88621284c94')
     """
     if _PLAIN_TOKEN.match(name):
         return name
