@@ -1,0 +1,196 @@
+"""What is said at the end: figures, shares, the verdict, and what went wrong."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from catga_bus.demo.data import Figures, Flight
+from catga_bus.demo.display import milliseconds
+from catga_bus.demo.ledger import Execution, Verdict, judge
+from catga_bus.demo.progress import ReplayResult
+
+
+class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One node: what it answered, what it logged, and what it remembers."""
+
+    node: str
+    answered: int
+    share: float
+    """Part of all answers, 0 to 1."""
+
+    lines: Figures
+    """What its lines add up to, every execution counted."""
+
+    memory: Figures | None
+    """What it said when it was asked for its `Totals`; None if it did not answer."""
+
+    heard_closing: bool
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a demo."""
+
+    requests: int
+    answered: int
+    failures: dict[str, int]
+    """Requests that were not answered, by code."""
+
+    seconds: float
+    requests_per_second: float
+    p50_ms: float | None
+    p99_ms: float | None
+    """Time from sending to the answer, in milliseconds, exact to 1 %."""
+
+    nodes: list[NodeReport]
+    file: Figures
+    """Computed directly from the file."""
+
+    executions: Figures
+    """Computed from the lines of the execution log, each message id once."""
+
+    ran_twice: int
+    """Requests that have more than one line."""
+
+    late_flights: int
+    """Flights of the file that a `FlightDelayed` event should announce."""
+
+    announced: int
+    """Those that reached the departures board; at most once, so fewer is no error."""
+
+    problems: list[str]
+    """What keeps the demo from succeeding, in words; empty if nothing does."""
+
+    equal: bool
+    """Whether the execution log adds up to the file."""
+
+    @property
+    def is_success(self) -> bool:
+        """Whether log and file are equal, all was answered, and nodes agree with their lines."""
+        return not self.problems
+
+
+def make_report(result: ReplayResult, executions: Sequence[Execution], flights: Sequence[Flight]) -> Report:
+    """Judge what happened.
+
+    Args:
+        result: What the replay saw.
+        executions: The lines of the execution log.
+        flights: The file.
+    """
+    verdict = judge(executions, flights)
+    progress = result.progress
+    nodes = [
+        NodeReport(
+            node=node,
+            answered=progress.per_node.get(node, 0),
+            share=progress.shares.get(node, 0.0),
+            lines=verdict.per_node.get(node, Figures()),
+            memory=totals.figures if totals else None,
+            heard_closing=totals is not None and totals.closed,
+        )
+        for node, totals in result.totals.items()
+    ]
+    return Report(
+        requests=len(flights),
+        answered=progress.answered,
+        failures=result.failures,
+        seconds=progress.seconds,
+        requests_per_second=progress.per_second,
+        p50_ms=progress.p50_ms,
+        p99_ms=progress.p99_ms,
+        nodes=nodes,
+        file=verdict.expected,
+        executions=verdict.counted,
+        ran_twice=verdict.ran_twice,
+        late_flights=sum(flight.is_late for flight in flights),
+        announced=result.announcements,
+        problems=list(_problems(verdict, result, nodes)),
+        equal=verdict.is_equal,
+    )
+
+
+def _problems(verdict: Verdict, result: ReplayResult, nodes: Sequence[NodeReport]) -> Iterator[str]:
+    if verdict.counted != verdict.expected:
+        yield "the execution log does not add up to the file"
+    if verdict.missing_rows:
+        yield f"{verdict.missing_rows:,} flights were not executed"
+    if verdict.doubled_rows:
+        yield f"{verdict.doubled_rows:,} flights were executed under more than one message id"
+    if verdict.foreign_rows:
+        yield f"{verdict.foreign_rows:,} executions are of flights that the file does not have"
+    for code, count in result.failures.items():
+        yield f"{count:,} requests failed with {code}"
+    for node in nodes:
+        if node.memory is None:
+            yield f"node {node.node} did not tell its totals"
+        elif node.memory != node.lines:
+            yield f"node {node.node} remembers {node.memory}, but logged {node.lines}"
+
+
+def json_of(report: Report) -> str:
+    """Return the report as a JSON object, indented."""
+    fields = msgspec.to_builtins(report)
+    return msgspec.json.format(msgspec.json.encode(fields | {"success": report.is_success})).decode()
+
+
+def text_of(report: Report) -> str:
+    """Return the report for people."""
+    speed = (
+        f"{report.requests_per_second:,.0f} requests/s, "
+        f"p50 {milliseconds(report.p50_ms)}, p99 {milliseconds(report.p99_ms)}"
+    )
+    heard = sum(node.heard_closing for node in report.nodes)
+    lines = [
+        f"{report.answered:,} of {report.requests:,} requests answered in {report.seconds:.2f} s",
+        speed,
+        "",
+        *_table(
+            ["node", "answered", "share", "logged", "remembered"],
+            [_node_row(node) for node in report.nodes],
+        ),
+        "",
+        *_table(
+            ["", "flights", "cancelled", "delay minutes", "miles"],
+            [
+                ["execution log", *_numbers(report.executions)],
+                ["file", *_numbers(report.file)],
+            ],
+        ),
+        "",
+        f"ran twice: {report.ran_twice:,} requests",
+        f"late flights announced: {report.announced:,} of {report.late_flights:,} (at most once)",
+        f"closing heard: by {heard} of {len(report.nodes)} nodes (at most once)",
+        *(f"problem: {problem}" for problem in report.problems),
+        f"verdict: {_verdict(report)}",
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(report: Report) -> str:
+    if not report.equal:
+        return "NOT EQUAL"
+    return "equal" if report.is_success else "equal, but see the problems"
+
+
+def _node_row(node: NodeReport) -> list[str]:
+    return [
+        node.node,
+        f"{node.answered:,}",
+        f"{node.share:.1%}",
+        f"{node.lines.flights:,}",
+        "no answer" if node.memory is None else f"{node.memory.flights:,}",
+    ]
+
+
+def _numbers(figures: Figures) -> list[str]:
+    return [f"{value:,}" for value in msgspec.structs.astuple(figures)]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in [header, *rows]:
+        name, *cells = (
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join([name, *cells])

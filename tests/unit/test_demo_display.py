@@ -1,0 +1,69 @@
+"""The progress: what a line of it says, and which display a stream gets."""
+
+import io
+import sys
+
+from catga_bus.demo.display import PlainDisplay, SilentDisplay, display_for, summary
+from catga_bus.demo.progress import Progress
+
+PROGRESS = Progress(
+    total=27_004,
+    answered=3_000,
+    failed=4,
+    in_flight=17,
+    seconds=1.5,
+    p50_ms=0.5,
+    p99_ms=2.25,
+    per_node={"desk-2": 2_000, "desk-1": 1_000},
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_holds_all_figures():
+    assert summary(PROGRESS) == (
+        "3,004 of 27,004  2,003/s  17 in flight  p50 0.50 ms  p99 2.25 ms  desk-1 33%  desk-2 67%  4 failed"
+    )
+
+
+def test_a_line_before_the_first_answer_holds_dashes():
+    start = Progress(
+        total=5, answered=0, failed=0, in_flight=1, seconds=0.0, p50_ms=None, p99_ms=None,
+        per_node={},
+    )  # fmt: skip
+    assert summary(start) == "0 of 5  0/s  1 in flight  p50 -  p99 -"
+
+
+def test_a_stream_that_is_no_terminal_gets_lines():
+    stream = io.StringIO()
+    with display_for(stream) as display:
+        display.say("three nodes")
+        display.update(PROGRESS)
+    assert isinstance(display, PlainDisplay)
+    assert stream.getvalue().splitlines() == ["three nodes", summary(PROGRESS)]
+
+
+def test_a_terminal_gets_a_picture_with_all_figures():
+    stream = Terminal()
+    with display_for(stream) as display:
+        display.say("three [nodes]")
+        display.update(PROGRESS)
+    assert not isinstance(display, PlainDisplay)
+    for part in ("three [nodes]", "3004/27004", "17", "0.50 ms", "2.25 ms", "desk-2", "67%"):
+        assert part in stream.getvalue()
+
+
+def test_a_terminal_without_rich_gets_lines(monkeypatch):
+    monkeypatch.delitem(sys.modules, "catga_bus.demo.rich_display", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert isinstance(display_for(Terminal()), PlainDisplay)
+
+
+def test_the_silent_display_shows_nothing(capsys):
+    with SilentDisplay() as display:
+        display.say("three nodes")
+        display.update(PROGRESS)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,141 @@
+"""The report: what it says of a good run, and that nothing wrong is left unsaid."""
+
+import json
+
+import msgspec
+import pytest
+
+from catga_bus.demo.data import SHIPPED, Figures, Flight, read_flights
+from catga_bus.demo.ledger import Execution
+from catga_bus.demo.messages import NodeTotals
+from catga_bus.demo.progress import Progress, ReplayResult
+from catga_bus.demo.report import json_of, make_report, text_of
+
+
+@pytest.fixture(scope="module")
+def flights() -> list[Flight]:
+    return read_flights(SHIPPED)[:1_500]
+
+
+def executed(flights: list[Flight]) -> list[Execution]:
+    return [
+        Execution(f"id-{row}", f"desk-{row % 3 + 1}", row, flight.dep_delay, flight.distance)
+        for row, flight in enumerate(flights)
+    ]
+
+
+def remembered(executions: list[Execution]) -> dict[str, NodeTotals | None]:
+    figures: dict[str, Figures] = {}
+    for execution in executions:
+        before = figures.get(execution.node, Figures())
+        figures[execution.node] = before.plus(execution.dep_delay, execution.distance)
+    return {
+        node: NodeTotals(node=node, figures=total, announced=0, closed=True) for node, total in sorted(figures.items())
+    }
+
+
+def result_of(executions: list[Execution], **changes) -> ReplayResult:
+    progress = Progress(
+        total=1_500,
+        answered=1_500,
+        failed=0,
+        in_flight=0,
+        seconds=0.75,
+        p50_ms=0.51,
+        p99_ms=None,
+        per_node={"desk-1": 500, "desk-2": 500, "desk-3": 500},
+    )
+    result = ReplayResult(progress=progress, failures={}, announcements=98, totals=remembered(executions))
+    return msgspec.structs.replace(result, **changes)
+
+
+def test_a_good_run_is_a_success_and_reads_like_one(flights):
+    executions = executed(flights)
+    report = make_report(result_of(executions), executions, flights)
+    assert report.is_success
+    assert text_of(report).splitlines() == [
+        "1,500 of 1,500 requests answered in 0.75 s",
+        "2,000 requests/s, p50 0.51 ms, p99 -",
+        "",
+        "node    answered  share  logged  remembered",
+        "desk-1       500  33.3%     500         500",
+        "desk-2       500  33.3%     500         500",
+        "desk-3       500  33.3%     500         500",
+        "",
+        "               flights  cancelled  delay minutes      miles",
+        "execution log    1,500         12         17,657  1,587,584",
+        "file             1,500         12         17,657  1,587,584",
+        "",
+        "ran twice: 0 requests",
+        "late flights announced: 98 of 98 (at most once)",
+        "closing heard: by 3 of 3 nodes (at most once)",
+        "verdict: equal",
+    ]
+
+
+def test_the_json_says_what_the_text_says(flights):
+    executions = executed(flights)
+    report = json.loads(json_of(make_report(result_of(executions), executions, flights)))
+    assert report["success"] is True
+    assert report["equal"] is True
+    assert report["executions"] == report["file"]
+    assert report["requests_per_second"] == 2_000
+    assert [node["node"] for node in report["nodes"]] == ["desk-1", "desk-2", "desk-3"]
+    assert report["problems"] == []
+
+
+def test_a_tampered_line_makes_the_verdict_not_equal(flights):
+    executions = executed(flights)
+    honest = result_of(executions)
+    executions[7] = msgspec.structs.replace(executions[7], dep_delay=9_999)
+    report = make_report(honest, executions, flights)
+    assert not report.is_success
+    assert "verdict: NOT EQUAL" in text_of(report)
+    assert "problem: the execution log does not add up to the file" in text_of(report)
+    assert "problem: node desk-2 remembers" in text_of(report)
+
+
+def test_a_lost_line_is_a_flight_that_was_not_executed(flights):
+    executions = executed(flights)
+    report = make_report(result_of(executions), executions[:-2], flights)
+    assert "2 flights were not executed" in report.problems
+
+
+def test_a_flight_under_two_ids_is_a_problem(flights):
+    executions = executed(flights)
+    executions.append(msgspec.structs.replace(executions[0], message_id="other"))
+    report = make_report(result_of(executions), executions, flights)
+    assert "1 flights were executed under more than one message id" in report.problems
+
+
+def test_a_flight_that_ran_twice_is_told_but_is_no_problem(flights):
+    executions = executed(flights)
+    executions.append(executions[0])
+    report = make_report(result_of(executions), executions, flights)
+    assert report.is_success
+    assert "ran twice: 1 requests" in text_of(report)
+
+
+def test_lost_announcements_are_told_but_are_no_problem(flights):
+    executions = executed(flights)
+    report = make_report(result_of(executions, announcements=90), executions, flights)
+    assert report.is_success
+    assert "late flights announced: 90 of 98 (at most once)" in text_of(report)
+
+
+def test_a_failed_request_is_a_problem_even_if_the_totals_are_equal(flights):
+    executions = executed(flights)
+    report = make_report(result_of(executions, failures={"TIMEOUT": 3}), executions, flights)
+    assert report.equal
+    assert not report.is_success
+    assert "problem: 3 requests failed with TIMEOUT" in text_of(report)
+    assert text_of(report).endswith("verdict: equal, but see the problems")
+
+
+def test_a_node_without_totals_is_a_problem(flights):
+    executions = executed(flights)
+    totals = remembered(executions) | {"desk-3": None}
+    report = make_report(result_of(executions, totals=totals), executions, flights)
+    assert not report.is_success
+    assert "node desk-3 did not tell its totals" in report.problems
+    assert "closing heard: by 2 of 3 nodes" in text_of(report)
