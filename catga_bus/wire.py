@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -35,6 +35,22 @@ NO_RESPONDERS: Final = "503"
 
 MAX_TOKEN: Final = 64
 
+MAX_ID: Final = 256
+"""Characters of a message id, a node id and a trace context: several times what the bus writes (about 20, 30 and 55).
+They are kept in tables and written to logs."""
+
+MAX_TYPE: Final = 1_024
+"""Characters of a type name. A service that needs more than the longest subject the bus sends has made a mistake."""
+
+MAX_REPLY: Final = 1_024
+"""Characters of a reply inbox: the longest subject that the bus sends."""
+
+MAX_FRAMES: Final = 4_096
+"""Frames of one payload: the intake of a node with default settings; a batch of requests has 64."""
+
+MAX_COUNT: Final = 2**53 - 1
+"""The largest number in a head or a frame: what a double holds exactly, so that any language can write it."""
+
 
 class Kind(IntEnum):
     """What a payload carries. A receiver ignores and counts kinds that it does not know."""
@@ -58,29 +74,35 @@ class Status(IntEnum):
     INVALID = 5
 
 
+_Meta = msgspec.Meta
+_Id = Annotated[str, _Meta(min_length=1, max_length=MAX_ID)]
+_Count = Annotated[int, _Meta(ge=0, le=MAX_COUNT)]
+# Checked by the decoder: 8 nanoseconds per frame (measured, msgspec 0.22), where a line of Python would take 50.
+
+
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Who sent a batch, where its answers go, and which batch it is."""
 
-    sender: str
-    reply: str | None = None
-    number: int = 0
-    handler_us: int = 0
-    """Answers only: mean time in the handler of the messages answered here, in microseconds; sets the caller's grain."""
+    sender: Annotated[str, _Meta(max_length=MAX_ID)]
+    reply: Annotated[str, _Meta(max_length=MAX_REPLY)] | None = None
+    number: _Count = 0
+    handler_us: _Count = 0
+    """Answers only: mean time in the handler of what is answered here, in microseconds; sets the caller's grain."""
 
 
 class MessageFrame(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One message in a batch."""
 
-    id: str
-    type: str
+    id: _Id
+    type: Annotated[str, _Meta(min_length=1, max_length=MAX_TYPE)]
     key: str | None
-    remaining_ms: int | None
+    remaining_ms: _Count | None
     """Time left until the caller's deadline when the frame was written; requests only."""
 
-    attempt: int
+    attempt: Annotated[int, _Meta(ge=1, le=MAX_COUNT)]
     """The first is 1."""
 
-    trace: str | None
+    trace: Annotated[str, _Meta(max_length=MAX_ID)] | None
     """W3C `traceparent`."""
 
     body: msgspec.Raw
@@ -89,10 +111,12 @@ class MessageFrame(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class AnswerFrame(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The answer to one message."""
 
-    id: str
-    status: int
+    id: _Id
+    status: Annotated[int, _Meta(ge=0, le=MAX_COUNT)]
+    """One of `Status`; a receiver takes one that it does not know as FAILED."""
+
     body: msgspec.Raw
-    node: str
+    node: Annotated[str, _Meta(max_length=MAX_ID)]
 
 
 class MessageBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -100,7 +124,7 @@ class MessageBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     kind: int
     head: Head
-    frames: list[MessageFrame]
+    frames: Annotated[list[MessageFrame], _Meta(max_length=MAX_FRAMES)]
 
 
 class AnswerBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -108,7 +132,7 @@ class AnswerBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     kind: int
     head: Head
-    frames: list[AnswerFrame]
+    frames: Annotated[list[AnswerFrame], _Meta(max_length=MAX_FRAMES)]
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):
