@@ -10,10 +10,9 @@ typo fails at import and not in production:
 
 import sys
 from enum import Enum
-from types import NoneType
+from types import SimpleNamespace
 from typing import (
     Any,
-    ForwardRef,
     Generic,
     TypeVar,
     Union,
@@ -84,9 +83,7 @@ class MessageMeta(msgspec.StructMeta):
         return cls
 
 
-def _checked_options(
-    cls: type, name: str, inherited: MessageOptions | None, options: dict[str, Any]
-) -> MessageOptions:
+def _checked_options(cls: type, name: str, inherited: MessageOptions | None, options: dict[str, Any]) -> MessageOptions:
     kind = inherited.kind if inherited else name
     allowed = _OPTIONS_BY_KIND[kind]
     for key in options:
@@ -175,9 +172,7 @@ def options_of(cls: Any) -> MessageOptions:
         ConfigurationError: `cls` is not a message class.
     """
     if not isinstance(cls, MessageMeta) or cls in (Request, Command, Event):
-        raise ConfigurationError(
-            f"{cls!r} is not a message class; derive one from Request[R], Command[R] or Event"
-        )
+        raise ConfigurationError(f"{cls!r} is not a message class; derive one from Request[R], Command[R] or Event")
     return cls.__catga__
 
 
@@ -193,29 +188,33 @@ def reply_type(cls: type) -> Any:
     Raises:
         ConfigurationError: The class does not say what it is answered with, or names a type that cannot be found.
     """
-    reply = _argument_of_root(cls, {})
+    kind = options_of(cls).kind
+    if kind == "Event":
+        raise ConfigurationError(f"class {cls.__name__} is an event, and nobody answers events")
+    reply, declared_in = _argument_of_root(cls, {})
     if reply is None or isinstance(reply, TypeVar):
-        kind = options_of(cls).kind
         raise ConfigurationError(
             f"class {cls.__name__} does not say what it is answered with; "
             f"write {kind}[Reply], or {kind}[None] if there is nothing to answer"
         )
-    if isinstance(reply, str | ForwardRef):
-        reply = _resolved(cls, reply)
-    return NoneType if reply is None else reply
+    return _resolved(cls, declared_in, reply)
 
 
-def _argument_of_root(cls: type, known: dict[Any, Any]) -> Any:
-    """Follow `__orig_bases__` down to Request[...] or Command[...], filling in type variables on the way."""
+def _argument_of_root(cls: type, known: dict[Any, Any]) -> tuple[Any, type]:
+    """Follow `__orig_bases__` down to Request[...] or Command[...], filling in type variables on the way.
+
+    Returns:
+        The argument, None if there is none, and the class in whose head it stands.
+    """
     for base in cls.__dict__.get("__orig_bases__", cls.__bases__):
         origin = get_origin(base) or base
         arguments = tuple(_substituted(argument, known) for argument in get_args(base))
         if origin in (Request, Command):
-            return arguments[0] if arguments else None
+            return (arguments[0] if arguments else None), cls
         if isinstance(origin, MessageMeta):
             parameters = getattr(origin, "__parameters__", ())
             return _argument_of_root(origin, dict(zip(parameters, arguments, strict=False)))
-    return None
+    return None, cls
 
 
 def _substituted(hint: Any, known: dict[Any, Any]) -> Any:
@@ -227,11 +226,11 @@ def _substituted(hint: Any, known: dict[Any, Any]) -> Any:
     return hint
 
 
-def _resolved(cls: type, reference: str | ForwardRef) -> Any:
-    name = reference if isinstance(reference, str) else reference.__forward_arg__
-    holder = type("_Holder", (), {"__annotations__": {"reply": name}, "__module__": cls.__module__})
-    scope = vars(sys.modules.get(cls.__module__, object))
+def _resolved(cls: type, declared_in: type, reply: Any) -> Any:
+    """Resolve the forward references in a reply type, in the module that wrote them or that of the leaf class."""
+    holder = SimpleNamespace(__annotations__={"reply": reply})
+    here, there = (dict(vars(sys.modules.get(each.__module__, object))) for each in (cls, declared_in))
     try:
-        return get_type_hints(holder, globalns=dict(scope))["reply"]
-    except NameError as error:
-        raise ConfigurationError(f"class {cls.__name__}: its reply type {name!r} cannot be found: {error}") from error
+        return get_type_hints(holder, globalns=here, localns=there, include_extras=True)["reply"]
+    except Exception as error:  # a reference is an expression: its evaluation can raise anything
+        raise ConfigurationError(f"class {cls.__name__}: its reply type {reply!r} cannot be found: {error}") from error
