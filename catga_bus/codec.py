@@ -50,7 +50,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_openers: int = 10_000
     """Bytes that could open a container up to which a body is decoded without a walk; such bytes
-    inside texts count too (10,000 of them are about 36 KB of Cyrillic). Twice as many could take
+    inside texts count too (10,000 of them are about 50 KB of Cyrillic). Twice as many could take
     8 MB of stack, all that a thread has; half as many would only walk more harmless bodies. 1 to
     16,000."""
 
