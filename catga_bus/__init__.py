@@ -1,0 +1,74 @@
+"""Typed requests, commands and events between Python processes, over NATS.
+
+The public names, and nothing else.
+"""
+
+from catga_bus.blocking import BlockingBus
+from catga_bus.bus import Bus
+from catga_bus.config import BusConfig
+from catga_bus.context import BlockingContext, Context, Outgoing
+from catga_bus.dependencies import Depends
+from catga_bus.errors import (
+    AuthenticationError,
+    BusStateError,
+    CallError,
+    CatgaError,
+    CircuitOpenError,
+    Code,
+    ConfigurationError,
+    DeadLetteredError,
+    DeadlineExceededError,
+    DisconnectedError,
+    HandlerError,
+    InvalidMessageError,
+    NoHandlerError,
+    Outcome,
+    OverloadedError,
+    PermissionDeniedError,
+    Refused,
+    RegistrationError,
+    TooLargeError,
+)
+from catga_bus.messages import Command, Event, Request
+from catga_bus.node import BusStatistics
+from catga_bus.pipeline import CallNext, Result
+from catga_bus.result import Err, Ok
+from catga_bus.router import Router
+
+__all__ = [
+    "AuthenticationError",
+    "BlockingBus",
+    "BlockingContext",
+    "Bus",
+    "BusConfig",
+    "BusStateError",
+    "BusStatistics",
+    "CallError",
+    "CallNext",
+    "CatgaError",
+    "CircuitOpenError",
+    "Code",
+    "Command",
+    "ConfigurationError",
+    "Context",
+    "DeadLetteredError",
+    "DeadlineExceededError",
+    "Depends",
+    "DisconnectedError",
+    "Err",
+    "Event",
+    "HandlerError",
+    "InvalidMessageError",
+    "NoHandlerError",
+    "Ok",
+    "Outcome",
+    "Outgoing",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "Refused",
+    "RegistrationError",
+    "Request",
+    "Result",
+    "Router",
+    "TooLargeError",
+]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TypeAlias
 
 Clock: TypeAlias = Callable[[], float]
@@ -10,3 +11,8 @@ Clock: TypeAlias = Callable[[], float]
 monotonic: Clock = time.monotonic
 # time.monotonic and the event loops of asyncio and uvloop all read CLOCK_MONOTONIC, so instants
 # taken here may be handed to loop.call_at.
+
+
+def utc_now() -> datetime:
+    """Return the wall-clock time: for people to read, never for deciding anything."""
+    return datetime.now(UTC)

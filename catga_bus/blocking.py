@@ -1,0 +1,132 @@
+"""BlockingBus: the calls of a bus for programs without an event loop."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from catga_bus.bus import Bus
+from catga_bus.errors import BusStateError
+from catga_bus.messages import Command, Event, Request
+from catga_bus.node import BusStatistics
+from catga_bus.result import Err, Ok
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+STACK_BYTES = 8_388_608
+# The loop's thread decodes what arrives, and the decoder recurses: see the gate in `codec`. Threads get what the
+# system gives otherwise, which may be 128 KiB.
+
+
+class BlockingBus:
+    """A bus on an event loop of its own, in a thread of its own; its calls block, and may come from any thread.
+
+        with BlockingBus("shop", url="nats://127.0.0.1:4222") as bus:
+            price = bus.send(Quote("sku-9")).unwrap()
+
+    Register handlers on `bus.bus` before it starts.
+
+    Args:
+        service: As for `Bus`, like all other arguments.
+        **options: As for `Bus`.
+
+    Attributes:
+        bus: The bus itself; its own calls belong to its loop.
+    """
+
+    def __init__(self, service: str, **options: Any) -> None:
+        self.bus = Bus(service, **options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the loop and the bus; raises what `Bus.start` raises."""
+        if self._thread is not None:
+            raise BusStateError(f"{self.bus!r} cannot be started: a bus starts once; make a new one")
+        ready = threading.Event()
+        # The size of a stack is a setting of the process that counts when a thread is made; it is put back at once.
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            thread = threading.Thread(target=self._serve, args=(ready,), name="catga-loop", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+        self._thread = thread
+        ready.wait()
+        try:
+            self._wait(self.bus.start())
+        except BaseException:
+            self._end()
+            raise
+
+    def drain(self) -> None:
+        """Drain and close the bus, and end its thread. Draining twice is fine."""
+        if self._loop is not None:
+            try:
+                self._wait(self.bus.drain())
+            finally:
+                self._end()
+
+    def __enter__(self) -> Self:
+        """Start the bus."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Drain the bus."""
+        self.drain()
+
+    def send(
+        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+    ) -> Ok[R] | Err:
+        """Send as `Bus.send` does, and wait for the result."""
+        return self._wait(self.bus.send(request, timeout=timeout, node=node))
+
+    def publish(self, event: Event) -> None:
+        """Publish as `Bus.publish` does."""
+        self._wait(self.bus.publish(event))
+
+    def broadcast(self, event: Event) -> None:
+        """Broadcast as `Bus.broadcast` does."""
+        self._wait(self.bus.broadcast(event))
+
+    def statistics(self) -> BusStatistics:
+        """Return a snapshot of what the bus has done since its start."""
+
+        async def snapshot() -> BusStatistics:
+            return self.bus.statistics()
+
+        return self._wait(snapshot())
+
+    def _serve(self, ready: threading.Event) -> None:
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            self._stopped = asyncio.Event()
+            ready.set()
+            runner.run(self._stopped.wait())
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        loop = self._loop
+        if loop is None:
+            call.close()
+            raise BusStateError(f"{self.bus!r} is not started; `with bus:` or `bus.start()` first")
+        if threading.current_thread() is self._thread:
+            call.close()
+            raise BusStateError("a BlockingBus was called from its own event loop, which would wait for itself")
+        future = asyncio.run_coroutine_threadsafe(call, loop)
+        try:
+            return future.result()
+        except BaseException:  # KeyboardInterrupt leaves nothing behind
+            future.cancel()
+            raise
+
+    def _end(self) -> None:
+        loop, thread = self._loop, self._thread
+        self._loop = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(self._stopped.set)
+            thread.join()

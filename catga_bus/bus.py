@@ -1,0 +1,428 @@
+"""Bus: what users hold. It builds the rooms of a node and joins them."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from enum import Enum, auto
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from catga_bus.clock import Clock, monotonic
+from catga_bus.config import BusConfig, checked_config, server_urls
+from catga_bus.context import Context, Outgoing
+from catga_bus.embedded import EmbeddedServer
+from catga_bus.errors import BusStateError, CallError, Code, ConfigurationError, Outcome, PermissionDeniedError
+from catga_bus.ids import new_node_id
+from catga_bus.messages import Command, Event, Request
+from catga_bus.node import BusStatistics, ConnectionEvents, Node, NodeInfo
+from catga_bus.pipeline import compose
+from catga_bus.result import Err, Ok
+from catga_bus.router import Router
+from catga_bus.transport.base import ConnectionOptions, Transport
+from catga_bus.transport.memory import MemoryTransport
+from catga_bus.wire import Names
+
+R = TypeVar("R")
+
+log = logging.getLogger("catga_bus")
+
+
+class _State(Enum):
+    NEW = auto()
+    STARTING = auto()
+    STARTED = auto()
+    DRAINING = auto()
+    CLOSED = auto()
+
+
+class Bus(Router):
+    """A node of a service: handlers that others can reach, and calls to others.
+
+    A bus without handlers is a client. A bus starts once, belongs to the event loop that started it, and shares nothing
+    with other buses of the process.
+
+        bus = Bus("billing", url="nats://127.0.0.1:4222")
+
+        @bus.handler
+        async def quote(request: Quote) -> Price: ...
+
+        await bus.run()              # serve until SIGTERM or SIGINT, then drain
+
+        async with bus:              # the same without signals
+            result = await bus.send(Quote("sku-9"), timeout=2.0)
+
+    Args:
+        service: The service that this node belongs to; its nodes share the work.
+        url: Servers, separated by commas; `CATGA_URL`, `NATS_URL` or `nats://127.0.0.1:4222` when None.
+            `memory://name` is a broker inside this process; `embedded://` and `embedded:///path` start a private
+            nats-server.
+        node_id: The id of this node; drawn when None.
+        version: The version of the service, shown to operators.
+        zone: Where the node runs.
+        region: Where the zone lies.
+        metadata: Whatever else others should know of this node.
+        namespace: First token of all subjects.
+        config: Options as one value; keywords go over it.
+        **options: The fields of `BusConfig`.
+
+    Raises:
+        ConfigurationError: An option is unknown, of the wrong type or out of bounds.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        url: str | None = None,
+        node_id: str | None = None,
+        version: str = "0.0.0",
+        zone: str | None = None,
+        region: str | None = None,
+        metadata: dict[str, str] | None = None,
+        namespace: str | None = None,
+        config: BusConfig | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for name, value in (("service", service), ("node_id", node_id)):
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ConfigurationError(f"{name} must be a non-empty string, got {value!r}")
+        if namespace is not None:
+            options["namespace"] = namespace
+        self.service = service
+        self.node_id = node_id if node_id is not None else new_node_id(service)
+        self.version = version
+        self.config = checked_config(config, options)
+        self._urls = server_urls(url)
+        self._metadata = dict(metadata or {})
+        for name, value in (("zone", zone), ("region", region)):
+            if value is not None:
+                self._metadata[f"catga.{name}"] = value
+        Names(self.config.namespace)  # checks it
+        self._clock: Clock = monotonic
+        self._state = _State.NEW
+        self._pid = os.getpid()
+        self._node: Node | None = None
+        self._server: EmbeddedServer | None = None
+        self._connection = ConnectionEvents()
+        self._send_through: Callable[[Any, Any], Any] | None = None
+        self._fire_through: Callable[[Any, Any], Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Bus {self.service} node {self.node_id} {self._state.name.lower()}>"
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect, subscribe, and return when the server has confirmed the subscriptions.
+
+        Raises:
+            BusStateError: The bus was started before.
+            DisconnectedError: No server answered within `connect_timeout`.
+            AuthenticationError: The server refused the credentials.
+            PermissionDeniedError: The server refused a subscription that a handler needs.
+            ConfigurationError: Something registered cannot work in this version.
+        """
+        if self._state is not _State.NEW:
+            raise BusStateError(f"{self!r} cannot be started: a bus starts once; make a new one")
+        self._check_registrations()
+        self._state = _State.STARTING
+        self._collected.sealed = f"{self!r} has started; register before start()"
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+        self._state = _State.STARTED
+        log.info("%s serves %s over %s", self.node_id, self.service, self._open().transport.url)
+
+    def _check_registrations(self) -> None:
+        for entry in self._collected.registry.commands():
+            raise ConfigurationError(
+                f"{entry.handlers[0].name} handles the command {entry.type_name}, and this version stores no commands "
+                f"yet; make it a Request"
+            )
+
+    async def _start(self) -> None:
+        self._pid = os.getpid()
+        transport = await self._connect()
+        info = NodeInfo(self.service, self.node_id, self.version, self._metadata)
+        self._node = self._connection.node = here = Node(
+            info, self.config, transport, self._collected, self, self._clock
+        )
+        await here.start()
+        await transport.flush(self.config.connect_timeout)
+        if self._connection.denied:
+            refused = sorted(self._connection.denied)
+            raise PermissionDeniedError(
+                f"the server does not permit this user to use {', '.join(refused)}, which {self!r} needs", refused[0]
+            )
+        if self._collected.outbound:
+            self._send_through = compose(self._collected.outbound, self._send_core)
+            self._fire_through = compose(self._collected.outbound, self._fire_core)
+
+    async def _connect(self) -> Transport:
+        urls = self._urls
+        if urls[0].startswith("embedded://"):
+            self._server = EmbeddedServer.parse(urls[0])
+            urls = (await self._server.start(),)
+        options = self.config.connection(urls, f"catga/{self.node_id}")
+        transport = _carrier(options, self._connection)
+        await transport.connect()
+        return transport
+
+    async def drain(self) -> None:
+        """Take no more work, finish what runs (for at most `drain_timeout`), answer it, and close.
+
+        Draining or closing a bus that is closed does nothing.
+        """
+        if self._state in (_State.STARTED, _State.STARTING):
+            self._state = _State.DRAINING
+            left = await self._open().drain()
+            if left:
+                log.warning("%s leaves %d messages unfinished", self.node_id, left)
+        await self._close()
+
+    async def close(self) -> None:
+        """Close at once: what runs is cancelled."""
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._state is _State.CLOSED:
+            return
+        self._state = _State.CLOSED
+        here, self._node = self._node, None
+        if here is not None:
+            await here.close()
+        if self._server is not None:
+            await self._server.stop()
+
+    async def __aenter__(self) -> Self:
+        """Start the bus."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Drain the bus."""
+        await self.drain()
+
+    async def run(self) -> None:
+        """Start, serve until SIGTERM or SIGINT, then drain; a second signal ends the process's work at once."""
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        hurry = asyncio.Event()
+
+        def on_signal(name: str) -> None:
+            if asked.is_set():
+                log.warning("%s: second signal (%s), closing at once", self.node_id, name)
+                hurry.set()
+            else:
+                log.info("%s: %s, draining", self.node_id, name)
+                asked.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number.name)
+        try:
+            if await _first(self.start(), asked):
+                await asked.wait()
+                await _first(self.drain(), hurry)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+            await self._close()
+
+    # -- calls ---------------------------------------------------------------------------------------------
+
+    async def send(
+        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+    ) -> Ok[R] | Err:
+        """Send a request to one node that handles it, and wait for the result.
+
+        What goes wrong on the way is an `Err`: `NO_HANDLER` when nobody listens, `OVERLOADED` when every node asked is
+        full, `TIMEOUT` at the deadline, `DISCONNECTED` when there is no server until then, `INVALID_MESSAGE` and
+        `TOO_LARGE` for the message itself. Its `outcome` says whether the handler may have run. A request may run twice
+        when its answer was lost, unless its class says `idempotent=False`. Cancelling the call leaves nothing behind.
+
+        Args:
+            request: The message.
+            timeout: Seconds until the deadline; `send_timeout` when None. Above 0.
+            node: The id of the one node to ask, or None for any.
+
+        Raises:
+            BusStateError: The bus is not started, closed, or was started before a fork.
+            ConfigurationError: The message is no request, or a command, which this version cannot carry.
+            PermissionDeniedError: The server refuses the subject to this user.
+        """
+        if self._send_through is not None:
+            outgoing = Outgoing("send", self._checked_timeout(timeout), node, None)
+            result: Ok[R] | Err = await self._send_through(request, outgoing)
+            return result
+        if node is not None:
+            return await self._send_to(request, self._checked_timeout(timeout), node, None)
+        here = self._node
+        if here is None or self._pid != os.getpid():
+            here = self._open()
+        limit = here.send_timeout if timeout is None else self._checked_timeout(timeout)
+        trace = None if here.trace is None else here.trace()
+        message_id = here.take_id()
+        if here.is_blocked():
+            limit = await here.wait_room(limit)
+        try:
+            return await here.call(request, message_id, limit, trace)
+        except CallError as error:
+            return _as_err(error)
+        finally:
+            here.forget(message_id)
+
+    async def publish(self, event: Event) -> None:
+        """Send an event of a class with `durable=False` to one node of every service that handles it and is up.
+
+        It returns when the event is handed to the connection: at most once is the promise.
+
+        Raises:
+            BusStateError: The bus is not started, closed, or was started before a fork.
+            ConfigurationError: The class is durable: this version stores no events yet.
+            DisconnectedError: There is no connection.
+            InvalidMessageError: A field holds what MessagePack cannot carry.
+            TooLargeError: The event exceeds what the server takes.
+        """
+        await self._fire("publish", event, None)
+
+    async def broadcast(self, event: Event) -> None:
+        """Send an event to every live node that handles it, at most once, in order per sender and handler.
+
+        Raises as `publish` does; durable classes may be broadcast, too.
+        """
+        await self._fire("broadcast", event, None)
+
+    def statistics(self) -> BusStatistics:
+        """Return a snapshot of what the bus has done since its start."""
+        return self._open().statistics()
+
+    # -- calls made by handlers ----------------------------------------------------------------------------
+
+    async def send_from(
+        self, parent: Context, request: Request[R] | Command[R], timeout: float | None, node: str | None
+    ) -> Ok[R] | Err:
+        """Send on behalf of a handler: `Context.send` calls this."""
+        limit = min(self._checked_timeout(timeout), parent.remaining)
+        if self._send_through is not None:
+            result: Ok[R] | Err = await self._send_through(request, Outgoing("send", limit, node, parent))
+            return result
+        return await self._send_to(request, limit, node, parent)
+
+    async def publish_from(self, parent: Context, event: Event) -> None:
+        """Publish on behalf of a handler: `Context.publish` calls this."""
+        await self._fire("publish", event, parent)
+
+    async def broadcast_from(self, parent: Context, event: Event) -> None:
+        """Broadcast on behalf of a handler: `Context.broadcast` calls this."""
+        await self._fire("broadcast", event, parent)
+
+    async def _send_core(self, request: Any, outgoing: Outgoing) -> Ok[Any] | Err:
+        limit = self.config.send_timeout if outgoing.timeout is None else outgoing.timeout
+        return await self._send_to(request, limit, outgoing.node, outgoing.parent)
+
+    async def _send_to(self, request: Any, limit: float, node: str | None, parent: Context | None) -> Ok[Any] | Err:
+        here = self._open()
+        if limit <= 0.0:
+            return Err(str(Code.TIMEOUT), "the deadline had passed before the call", None, Outcome.NOT_RUN)
+        began = self._clock()
+        target: tuple[str, str] | None = None
+        if node is not None:
+            service = await here.finder.find(node, limit) if here.transport.is_connected else None
+            if service is None:
+                text = f"{type(request).__name__}: no node {node!r} answers in namespace {self.config.namespace!r}"
+                return Err(str(Code.NO_HANDLER), text, None, Outcome.NOT_RUN)
+            target = (service, node)
+        message_id = here.take_id()
+        limit -= self._clock() - began
+        if here.is_blocked():
+            limit = await here.wait_room(limit)
+        try:
+            result = await here.call(request, message_id, limit, self._trace(here, parent), target)
+        except CallError as error:
+            return _as_err(error)
+        finally:
+            here.forget(message_id)
+        if node is not None and isinstance(result, Err) and result.code == Code.NO_HANDLER:
+            here.finder.forget(node)
+        return result
+
+    async def _fire(self, operation: Literal["publish", "broadcast"], event: Event, parent: Context | None) -> None:
+        if self._fire_through is None:
+            await self._fire_now(operation, event, parent)
+            return
+        result = await self._fire_through(event, Outgoing(operation, None, None, parent))
+        if isinstance(result, Err):
+            raise result.error()
+
+    async def _fire_core(self, event: Any, outgoing: Outgoing) -> Ok[Any] | Err:
+        try:
+            await self._fire_now(outgoing.operation, event, outgoing.parent)
+        except CallError as error:
+            return _as_err(error)
+        return Ok(None)
+
+    async def _fire_now(self, operation: str, event: Event, parent: Context | None) -> None:
+        here = self._open()
+        fire = here.fanout.publish if operation == "publish" else here.fanout.broadcast
+        await fire(event, here.take_id(), self._trace(here, parent))
+
+    def _trace(self, here: Node, parent: Context | None) -> str | None:
+        current = None if here.trace is None else here.trace()
+        return current if current is not None or parent is None else parent.trace
+
+    # -- checks --------------------------------------------------------------------------------------------
+
+    def _open(self) -> Node:
+        if self._pid != os.getpid() and self._state is not _State.NEW:
+            raise BusStateError(
+                f"{self!r} was started in process {self._pid} and is used in its fork {os.getpid()}; "
+                f"make and start a bus in each process"
+            )
+        if self._node is None:
+            fix = "`async with bus:` or `await bus.start()` first" if self._state is _State.NEW else "make a new one"
+            raise BusStateError(f"{self!r} is not started; {fix}")
+        return self._node
+
+    def _checked_timeout(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self.config.send_timeout
+        if not 0.0 < timeout < float("inf"):
+            raise ConfigurationError(f"timeout must be seconds above 0, got {timeout!r}")
+        return timeout
+
+
+def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transport:
+    """Return the carrier for the scheme of the first address; the client library is loaded only if it is needed."""
+    if options.urls[0].startswith("memory://"):
+        return MemoryTransport(options, connection)
+    from catga_bus.transport.nats_core import NatsTransport
+
+    return NatsTransport(options, connection)
+
+
+def _as_err(error: CallError) -> Err:
+    return Err(error.code, error.message, error.details, error.outcome, error.retryable, error.attempts, error.node)
+
+
+async def _first(work: Any, interrupted: asyncio.Event) -> bool:
+    """Run `work` until it is done or `interrupted` is set; return whether it was done. What it raises is raised."""
+    task = asyncio.ensure_future(work)
+    signalled = asyncio.ensure_future(interrupted.wait())
+    try:
+        await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signalled.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(task, signalled, return_exceptions=True)
+    if task.cancelled():
+        return False
+    task.result()
+    return True

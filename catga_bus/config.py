@@ -1,0 +1,117 @@
+"""Every option of a bus, with unit, default and bound; checked when the bus is made."""
+
+import os
+from typing import Any
+
+import msgspec
+
+from catga_bus.errors import ConfigurationError
+from catga_bus.transport.base import ConnectionOptions
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+
+
+class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `Bus(service, **options)`. Times are seconds."""
+
+    namespace: str = "catga"
+    """First token of every subject, stream and bucket: environments that share a server differ in it."""
+
+    send_timeout: float = 5.0
+    """How long `send` waits unless it is told. 0.001 to 86,400."""
+
+    event_timeout: float = 30.0
+    """How long one handler of an event may take unless its `timeout` says otherwise. 0.001 to 86,400."""
+
+    intake: int = 4_096
+    """Messages admitted and not settled in this node; over it callers are answered busy. 1 to 1,000,000."""
+
+    intake_bytes: int = 33_554_432
+    """Bytes of them. 65,536 to 17,179,869,184."""
+
+    max_batch_frames: int = 64
+    """Messages that may travel together; a batch goes to one node. 1 to 1,024."""
+
+    max_batch_bytes: int = 262_144
+    """Bytes of them; a larger message travels alone. 1,024 to 67,108,864."""
+
+    max_held_bytes: int = 8_388_608
+    """Bytes that wait while the connection is behind, before refusals are dropped. 65,536 to 1,073,741,824."""
+
+    drain_timeout: float = 25.0
+    """How long a leaving node waits for what runs. 0 to 86,400."""
+
+    reply_roots: tuple[str, ...] = ("_INBOX",)
+    """Roots of inboxes that this node answers to, beside its own `inbox_prefix`."""
+
+    # How to reach the server: see ConnectionOptions, which documents each.
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    nkey_seed: str | None = None
+    credentials: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_hostname: str | None = None
+    inbox_prefix: str = "_INBOX"
+    connect_timeout: float = 5.0
+    reconnect_delay: float = 0.1
+    ping_interval: float = 5.0
+    write_limit_bytes: int = 1_048_576
+
+    def connection(self, urls: tuple[str, ...], name: str) -> ConnectionOptions:
+        """Return the options of a connection."""
+        shared = {field: getattr(self, field) for field in ConnectionOptions.__struct_fields__ if hasattr(self, field)}
+        return ConnectionOptions(urls=urls, name=name, **shared)
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "send_timeout": (0.001, 86_400),
+    "event_timeout": (0.001, 86_400),
+    "intake": (1, 1_000_000),
+    "intake_bytes": (65_536, 17_179_869_184),
+    "max_batch_frames": (1, 1_024),
+    "max_batch_bytes": (1_024, 67_108_864),
+    "max_held_bytes": (65_536, 1_073_741_824),
+    "drain_timeout": (0, 86_400),
+    "connect_timeout": (0.1, 300),
+    "reconnect_delay": (0.01, 60),
+    "ping_interval": (0.1, 600),
+    "write_limit_bytes": (65_536, 67_108_864),
+}
+
+
+def checked_config(config: BusConfig | None, options: dict[str, Any]) -> BusConfig:
+    """Return a configuration with options laid over it.
+
+    Raises:
+        ConfigurationError: An option is unknown, of the wrong type or out of its bounds; the text names it.
+    """
+    known = BusConfig.__struct_fields__
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"unknown option {name!r}; the options of a bus are {', '.join(known)}")
+    merged = {name: getattr(config or BusConfig(), name) for name in known} | options
+    try:
+        checked = msgspec.convert(merged, BusConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"an option has the wrong type: {error}") from error
+    for name, (low, high) in _BOUNDS.items():
+        value = getattr(checked, name)
+        if not low <= value <= high:
+            raise ConfigurationError(f"{name} must be {low:,} to {high:,}, got {value!r}")
+    return checked
+
+
+def server_urls(url: str | None) -> tuple[str, ...]:
+    """Return the addresses in a comma-separated list; without one, those of CATGA_URL, NATS_URL or the default.
+
+    Raises:
+        ConfigurationError: There is no address in it.
+    """
+    text = url if url is not None else os.environ.get("CATGA_URL") or os.environ.get("NATS_URL") or DEFAULT_URL
+    urls = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not urls:
+        raise ConfigurationError(f"url must name a server, such as {DEFAULT_URL!r}, got {text!r}")
+    return urls

@@ -1,0 +1,198 @@
+"""What a handler sees beside its message: `Context`, its twin for threads, and what outbound middleware sees."""
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+from catga_bus.clock import Clock
+from catga_bus.messages import Command, Event, Request
+from catga_bus.result import Err, Ok
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Calls(Protocol):
+    """What a context needs from its bus: calls that continue a trace and a deadline."""
+
+    async def send_from(
+        self, parent: "Context", request: Request[R] | Command[R], timeout: float | None, node: str | None
+    ) -> Ok[R] | Err:
+        """Send a request on behalf of a handler."""
+        ...
+
+    async def publish_from(self, parent: "Context", event: Event) -> None:
+        """Publish an event on behalf of a handler."""
+
+    async def broadcast_from(self, parent: "Context", event: Event) -> None:
+        """Broadcast an event on behalf of a handler."""
+
+
+class Context:
+    """One execution of a handler: who asks, how long is left, and calls that belong to it.
+
+    Attributes:
+        message_id: The id of the message; the same in every attempt.
+        message_type: The type's name on the wire.
+        key: The key of the message, or None.
+        attempt: Which attempt this is; the first is 1.
+        node: The id of the node that runs the handler.
+        sender: The id of the node or client that sent the message.
+        trace: The W3C `traceparent` that came with the message, or None.
+    """
+
+    __slots__ = (
+        "_calls", "_clock", "_deadline", "attempt", "key", "message_id", "message_type", "node", "sender", "trace",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        calls: Calls,
+        clock: Clock,
+        *,
+        message_id: str,
+        message_type: str,
+        key: str | None,
+        attempt: int,
+        node: str,
+        sender: str,
+        trace: str | None,
+        deadline: float,
+    ) -> None:
+        self._calls = calls
+        self._clock = clock
+        self._deadline = deadline
+        self.message_id = message_id
+        self.message_type = message_type
+        self.key = key
+        self.attempt = attempt
+        self.node = node
+        self.sender = sender
+        self.trace = trace
+
+    def __repr__(self) -> str:
+        return f"<Context {self.message_type} {self.message_id} attempt {self.attempt}, {self.remaining:.3f} s left>"
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left until the deadline, never below 0; infinite for events."""
+        if self._deadline == math.inf:
+            return math.inf
+        return max(0.0, self._deadline - self._clock())
+
+    async def send(
+        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+    ) -> Ok[R] | Err:
+        """Send as `Bus.send` does, continuing the trace; the timeout is cut to what is left of this deadline."""
+        return await self._calls.send_from(self, request, timeout, node)
+
+    async def publish(self, event: Event) -> None:
+        """Publish as `Bus.publish` does, continuing the trace."""
+        await self._calls.publish_from(self, event)
+
+    async def broadcast(self, event: Event) -> None:
+        """Broadcast as `Bus.broadcast` does, continuing the trace."""
+        await self._calls.broadcast_from(self, event)
+
+
+# A thread that waits for the loop would wait for ever if the loop had gone; requests end by their deadline, so this
+# only bounds the hand-over of events.
+_HAND_OVER_SECONDS = 30.0
+
+
+class BlockingContext:
+    """The `Context` of a `def` handler, which runs in a thread: the same facts, and calls that block.
+
+    Its calls may be made only from the handler's own thread (or others), never from the event loop.
+    """
+
+    __slots__ = ("_context", "_loop")
+
+    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+
+    def __repr__(self) -> str:
+        return f"<Blocking{repr(self._context)[1:]}"
+
+    @property
+    def message_id(self) -> str:
+        """The id of the message; the same in every attempt."""
+        return self._context.message_id
+
+    @property
+    def message_type(self) -> str:
+        """The type's name on the wire."""
+        return self._context.message_type
+
+    @property
+    def key(self) -> str | None:
+        """The key of the message, or None."""
+        return self._context.key
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is; the first is 1."""
+        return self._context.attempt
+
+    @property
+    def node(self) -> str:
+        """The id of the node that runs the handler."""
+        return self._context.node
+
+    @property
+    def sender(self) -> str:
+        """The id of the node or client that sent the message."""
+        return self._context.sender
+
+    @property
+    def trace(self) -> str | None:
+        """The W3C `traceparent` that came with the message, or None."""
+        return self._context.trace
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left until the deadline, never below 0; infinite for events."""
+        return self._context.remaining
+
+    def send(
+        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+    ) -> Ok[R] | Err:
+        """Send as `Context.send` does, and wait for the result."""
+        return self._wait(self._context.send(request, timeout=timeout, node=node), None)
+
+    def publish(self, event: Event) -> None:
+        """Publish as `Context.publish` does."""
+        self._wait(self._context.publish(event), _HAND_OVER_SECONDS)
+
+    def broadcast(self, event: Event) -> None:
+        """Broadcast as `Context.broadcast` does."""
+        self._wait(self._context.broadcast(event), _HAND_OVER_SECONDS)
+
+    def _wait(self, call: Coroutine[Any, Any, T], timeout: float | None) -> T:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result(timeout)
+        except FutureTimeoutError:
+            future.cancel()
+            raise
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """What outbound middleware is told about a call, beside the message."""
+
+    operation: Literal["send", "publish", "broadcast"]
+    """Which call it is."""
+
+    timeout: float | None
+    """Seconds until the deadline; None for events."""
+
+    node: str | None
+    """The one node that a request is for, or None."""
+
+    parent: Context | None
+    """The execution that the call belongs to, or None when it was made on the bus itself."""

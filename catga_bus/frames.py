@@ -1,0 +1,60 @@
+"""From a message to its frame: the key as text, the encoding, and the bound of the server."""
+
+from typing import Any
+
+import msgspec
+
+from catga_bus.errors import InvalidMessageError, Outcome, TooLargeError
+from catga_bus.wire import BATCH_OVERHEAD
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def key_text(message: Any, field: str) -> str | None:
+    """Return the key of a message as text: what is hashed, and what travels.
+
+    Args:
+        message: The message.
+        field: The field named by `partition_by`; holds a str, int, UUID, Enum or None.
+    """
+    value = getattr(message, field)
+    if value is None:
+        return None
+    return str(getattr(value, "value", value))
+
+
+def encode_frame(
+    message: Any,
+    type_name: str,
+    message_id: str,
+    key_field: str | None,
+    remaining_ms: int | None,
+    trace: str | None,
+    max_payload: int,
+) -> bytes:
+    """Return the frame of a message's first attempt.
+
+    Args:
+        message: The message.
+        type_name: Its type on the wire.
+        message_id: Its id.
+        key_field: The field that holds its key, or None.
+        remaining_ms: Time until the caller's deadline; None for events.
+        trace: W3C `traceparent`.
+        max_payload: What the server takes, in bytes.
+
+    Raises:
+        InvalidMessageError: A field holds what MessagePack cannot carry.
+        TooLargeError: The frame and its envelope exceed `max_payload`.
+    """
+    key = None if key_field is None else key_text(message, key_field)
+    try:
+        frame = _encode((message_id, type_name, key, remaining_ms, 1, trace, message))
+    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        raise InvalidMessageError(f"{type_name} cannot be encoded: {error}", outcome=Outcome.NOT_RUN) from error
+    if len(frame) + BATCH_OVERHEAD > max_payload:
+        raise TooLargeError(
+            f"{type_name} is {len(frame):,} bytes; the server takes {max_payload:,} with an envelope of {BATCH_OVERHEAD}",
+            outcome=Outcome.NOT_RUN,
+        )
+    return frame

@@ -1,0 +1,280 @@
+"""Node: the rooms of a started bus, built and joined."""
+
+import asyncio
+import contextlib
+import random
+
+import msgspec
+
+from catga_bus.clock import Clock, utc_now
+from catga_bus.codec import Gate, Limits
+from catga_bus.config import BusConfig
+from catga_bus.context import Calls, Context
+from catga_bus.dispatcher import Delivery, Dispatcher, DispatcherStatistics, Station
+from catga_bus.errors import CallError
+from catga_bus.fanout import Fanout, FanoutStatistics
+from catga_bus.handlers import Handler
+from catga_bus.ids import MessageIds
+from catga_bus.inboxes import Inboxes
+from catga_bus.requests.caller import Caller, CallerStatistics
+from catga_bus.requests.responder import Responder, ResponderStatistics
+from catga_bus.router import Collected
+from catga_bus.service_api import EndpointCounts, NodeFacts, NodeFinder, ServiceApi
+from catga_bus.stations import build_station
+from catga_bus.telemetry.propagation import trace_source
+from catga_bus.threads import HandlerThreads
+from catga_bus.transport.base import Transport
+from catga_bus.transport.coalescer import Coalescer, CoalescerStatistics
+from catga_bus.wire import Names
+
+
+class BusStatistics(msgspec.Struct, frozen=True):
+    """A snapshot of what a bus has done since its start."""
+
+    calls: CallerStatistics
+    requests: ResponderStatistics
+    events: FanoutStatistics
+    handlers: DispatcherStatistics
+    sent: CoalescerStatistics
+    """Batches of requests and events."""
+
+    answered: CoalescerStatistics
+    """Batches of answers."""
+
+    reconnects: int
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    """Who a node is."""
+
+    service: str
+    node_id: str
+    version: str
+    metadata: dict[str, str]
+
+
+class Node:
+    """The rooms of a started bus.
+
+    Args:
+        info: Who it is.
+        config: Its options.
+        transport: Its connection, connected.
+        collected: Its handlers and middleware.
+        calls: Makes calls on behalf of handlers.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        info: NodeInfo,
+        config: BusConfig,
+        transport: Transport,
+        collected: Collected,
+        calls: Calls,
+        clock: Clock,
+    ) -> None:
+        names = Names(config.namespace)
+        ids = MessageIds()
+        gate = Gate(Limits(max_bytes=transport.max_payload))
+        inboxes = Inboxes({*config.reply_roots, config.inbox_prefix}, names)
+        self.info = info
+        self.config = config
+        self.transport = transport
+        self.collected = collected
+        self.clock = clock
+        self.reconnects = 0
+        self._calls = calls
+        self._threads: list[HandlerThreads] = []
+        self.outgoing = self._coalescer()
+        self.answers = self._coalescer()
+        self.dispatcher = Dispatcher(self._context, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes)
+        self.answers.watch(self.dispatcher.pause, self.dispatcher.resume)
+        self.caller = Caller(
+            transport, self.outgoing, gate, names, sender=info.node_id, clock=clock, rng=random.Random()
+        )
+        self.responder = Responder(
+            transport,
+            self.answers,
+            gate,
+            names,
+            self.dispatcher,
+            inboxes,
+            ids,
+            service=info.service,
+            node_id=info.node_id,
+            default_timeout=config.send_timeout,
+            clock=clock,
+        )
+        self.fanout = Fanout(
+            transport, self.outgoing, gate, names, self.dispatcher, ids, service=info.service, sender=info.node_id
+        )
+        types = tuple(entry.type_name for entry in collected.registry.requests())
+        facts = NodeFacts(info.service, info.node_id, info.version, "", info.metadata, types)
+        self.service_api = ServiceApi(transport, names, inboxes, facts, self._counts, utc_now())
+        self.finder = NodeFinder(transport, names)
+        # Looked up once, because they are used for every call.
+        self.trace = trace_source()
+        self.send_timeout = config.send_timeout
+        self.take_id = ids.take
+        self.call = self.caller.call
+        self.forget = self.caller.forget
+
+    def _coalescer(self) -> Coalescer:
+        config = self.config
+        return Coalescer(
+            self.transport,
+            max_frames=config.max_batch_frames,
+            max_bytes=min(config.max_batch_bytes, self.transport.max_payload // 2),
+            max_held_bytes=config.max_held_bytes,
+        )
+
+    def _context(self, delivery: Delivery) -> Context:
+        return Context(
+            self._calls,
+            self.clock,
+            message_id=delivery.id,
+            message_type=delivery.station.type_name,
+            key=delivery.key,
+            attempt=delivery.attempt,
+            node=self.info.node_id,
+            sender=delivery.sender,
+            trace=delivery.trace,
+            deadline=delivery.deadline,
+        )
+
+    def _counts(self) -> list[EndpointCounts]:
+        return [
+            EndpointCounts(one.type_name, one.ok + one.refused + one.failed, one.failed, one.seconds)
+            for one in self.dispatcher.statistics().handlers
+        ]
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen for answers; if there are handlers, build a station for each and subscribe."""
+        await self.caller.start()
+        registry = self.collected.registry
+        if not registry.handlers():
+            return
+        for entry in registry.requests():
+            for handler in entry.handlers:
+                self.responder.add(self._station(handler, entry.message_type, None), _encode_json)
+        for entry in registry.events():
+            for handler in entry.handlers:
+                station = self._station(handler, entry.message_type, self.config.event_timeout)
+                self.fanout.add(station, durable=entry.options.durable)
+        await self.fanout.start()
+        await self.responder.start()
+        await self.service_api.start()
+
+    def _station(self, handler: Handler, message_type: type, timeout: float | None) -> Station:
+        middleware = (*self.collected.inbound, *handler.middleware)
+        station, threads = build_station(handler, message_type, self.dispatcher, middleware, timeout)
+        if threads is not None:
+            self._threads.append(threads)
+        return station
+
+    async def drain(self) -> int:
+        """Take no more work and finish what runs; return how many messages are left after `drain_timeout`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_timeout):
+                await self._stop_intake()
+                await self.dispatcher.wait_idle()
+        return self.dispatcher.statistics().intake
+
+    async def _stop_intake(self) -> None:
+        """Unsubscribe, and wait until nothing more can arrive."""
+        await self.service_api.close()
+        await self.fanout.stop_intake()
+        await self.responder.stop_intake()
+        if self.transport.is_connected:
+            with contextlib.suppress(CallError):
+                await self.transport.flush(2.0)
+
+    async def close(self) -> None:
+        """End everything that was built, in the order in which it hangs together."""
+        await self.dispatcher.close()
+        for threads in self._threads:
+            threads.close()
+        await self.caller.close()
+        await self.outgoing.close()
+        await self.answers.close()
+        await self.transport.close()
+
+    def statistics(self) -> BusStatistics:
+        """Return a snapshot of the counts of all rooms."""
+        return BusStatistics(
+            calls=self.caller.statistics(),
+            requests=self.responder.statistics(),
+            events=self.fanout.statistics(),
+            handlers=self.dispatcher.statistics(),
+            sent=self.outgoing.statistics(),
+            answered=self.answers.statistics(),
+            reconnects=self.reconnects,
+        )
+
+    # -- connection ----------------------------------------------------------------------------------------
+
+    def disconnected(self) -> None:
+        """The connection was lost."""
+        self.caller.disconnected()
+
+    def reconnected(self) -> None:
+        """The connection is back."""
+        self.reconnects += 1
+        self.outgoing.reconnected()
+        self.answers.reconnected()
+        self.caller.reconnected()
+
+    def is_blocked(self) -> bool:
+        """Whether a call should wait before it is written."""
+        return self.outgoing.is_blocked and self.transport.is_connected
+
+    async def wait_room(self, timeout: float) -> float:
+        """Wait until the connection is no longer behind, for at most `timeout` seconds; return what is left of them."""
+        began = self.clock()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.outgoing.wait_room()
+        return timeout - (self.clock() - began)
+
+
+class ConnectionEvents:
+    """Takes what a transport tells, and hands it to the node once there is one.
+
+    Attributes:
+        node: The node that the connection belongs to.
+        denied: Subjects that the server refused to this user; at most 1,000 of them.
+    """
+
+    def __init__(self) -> None:
+        self.node: Node | None = None
+        self.denied: set[str] = set()
+
+    def on_disconnected(self, reason: str) -> None:
+        """The connection was lost."""
+        del reason  # the transport has logged it
+        if self.node is not None:
+            self.node.disconnected()
+
+    def on_reconnected(self, url: str) -> None:
+        """The connection is back."""
+        del url
+        if self.node is not None:
+            self.node.reconnected()
+
+    def on_denied(self, subject: str, text: str) -> None:
+        """The server refuses a subject."""
+        del text
+        if len(self.denied) < _MAX_DENIED:
+            self.denied.add(subject)
+        if self.node is not None:
+            self.node.caller.denied(subject)
+
+    def on_error(self, text: str) -> None:
+        """The transport has logged it."""
+
+
+_MAX_DENIED = 1_000
+_encode_json = msgspec.json.Encoder().encode

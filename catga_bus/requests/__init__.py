@@ -1,0 +1,1 @@
+"""The request lane: who asks (`caller`), who answers (`responder`), and the pure rules between them."""

@@ -1,0 +1,314 @@
+"""The answering side of the request lane: lets batches in, hands them to the dispatcher, and sends the answers."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from catga_bus.clock import Clock
+from catga_bus.codec import Gate, GateError
+from catga_bus.dispatcher import Delivery, Dispatcher, Station
+from catga_bus.errors import CatgaError, Code
+from catga_bus.ids import MessageIds
+from catga_bus.inboxes import Inboxes
+from catga_bus.transport.base import Subscription, Transport
+from catga_bus.transport.coalescer import Coalescer, Lane
+from catga_bus.wire import (
+    BATCH_OVERHEAD,
+    ERROR_CODE_HEADER,
+    ERROR_HEADER,
+    QUEUE_RPC,
+    Fault,
+    Kind,
+    MessageBatch,
+    Names,
+    Status,
+    join_batch,
+    token,
+)
+
+log = logging.getLogger("catga_bus.requests")
+
+_MAX_ANSWER_LANES = 4_096
+# One per client that asks; the lanes are a cache, so forgetting them costs a dictionary entry.
+
+_encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
+
+
+class Endpoint(msgspec.Struct):
+    """A request type that this node answers."""
+
+    station: Station
+    encode_json: Callable[[Any], bytes]
+    subscription: Subscription | None = None
+
+
+class ResponderStatistics(msgspec.Struct, frozen=True):
+    """What the responder has done; counts since start."""
+
+    batches: int
+    requests: int
+    rejected: int
+    """Payloads that were not let in, and requests with nowhere to answer to."""
+
+    answers_dropped: int
+    """Refusals that found the way back full."""
+
+
+class Responder:
+    """Answers requests.
+
+    Args:
+        transport: The connection.
+        answers: Packs the answers.
+        gate: Lets requests in.
+        names: The subjects.
+        dispatcher: Runs the handlers.
+        inboxes: Where answers may go.
+        ids: Ids for messages that come without.
+        service: The service that this node belongs to.
+        node_id: The id of this node.
+        default_timeout: Seconds for requests that do not say how long their caller waits.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        answers: Coalescer,
+        gate: Gate,
+        names: Names,
+        dispatcher: Dispatcher,
+        inboxes: Inboxes,
+        ids: MessageIds,
+        *,
+        service: str,
+        node_id: str,
+        default_timeout: float,
+        clock: Clock,
+    ) -> None:
+        self._transport = transport
+        self._answers = answers
+        self._gate = gate
+        self._names = names
+        self._dispatcher = dispatcher
+        self._inboxes = inboxes
+        self._ids = ids
+        self._service = service
+        self._node_id = node_id
+        self._default_timeout = default_timeout
+        self._clock = clock
+        self._endpoints: dict[str, Endpoint] = {}
+        self._by_token: dict[str, str] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._directed: Subscription | None = None
+        self._batches = self._requests = self._rejected = self._dropped = 0
+
+    def add(self, station: Station, encode_json: Callable[[Any], bytes]) -> None:
+        """Take on a request type."""
+        self._endpoints[station.type_name] = Endpoint(station, encode_json)
+        self._by_token[token(station.type_name)] = station.type_name
+        self._dispatcher.add(station)
+
+    async def start(self) -> None:
+        """Subscribe: this node's own subject first, so that who finds it by a type can also address it."""
+        own = self._names.node(self._service, self._node_id)
+        self._directed = await self._transport.subscribe(own, self._on_directed)
+        for type_name, endpoint in self._endpoints.items():
+            subject = self._names.request(type_name)
+            endpoint.subscription = await self._transport.subscribe(subject, self._on_request, queue=QUEUE_RPC)
+
+    async def stop_intake(self) -> None:
+        """Take no more requests; those that have arrived are still answered."""
+        for endpoint in self._endpoints.values():
+            if endpoint.subscription is not None:
+                await endpoint.subscription.close()
+        if self._directed is not None:
+            await self._directed.close()
+
+    def statistics(self) -> ResponderStatistics:
+        """Return the counts so far."""
+        return ResponderStatistics(self._batches, self._requests, self._rejected, self._dropped)
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    def _on_directed(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        self._on_request(subject, payload, reply, headers)
+
+    def _on_request(self, subject: str, payload: bytes, reply: str, _: Mapping[str, str] | None) -> None:
+        gate = self._gate
+        try:
+            if gate.is_json(payload):
+                gate.json(payload)
+                self._take_json(subject, payload, reply)
+                return
+            if gate.kind(payload) != Kind.MESSAGES:
+                self._rejected += 1
+                return
+            batch = gate.messages(payload)
+        except GateError as error:
+            self._reject(reply, str(error))
+            return
+        self._take(batch, len(payload))
+
+    def _take(self, batch: MessageBatch, size: int) -> None:
+        head = batch.head
+        lane = self._lanes.get(head.reply or "") or self._new_lane(head.reply)
+        if lane is None:
+            self._rejected += 1
+            log.warning("a batch of %s was not run: it may not be answered on %r", head.sender, head.reply)
+            return
+        frames = batch.frames
+        self._batches += 1
+        self._requests += len(frames)
+        endpoints, admit, settle = self._endpoints, self._dispatcher.admit, self._settle
+        now = self._clock()
+        default = self._default_timeout
+        share = size // (len(frames) or 1)
+        for frame in frames:
+            endpoint = endpoints.get(frame.type)
+            if endpoint is None:
+                self._refuse(lane, frame.id, Status.INVALID, self._unknown(frame.type))
+                continue
+            remaining = frame.remaining_ms
+            deadline = now + (default if remaining is None else remaining * 0.001)
+            delivery = Delivery(
+                endpoint.station,
+                frame.id,
+                frame.key,
+                frame.attempt,
+                frame.trace,
+                head.sender,
+                frame.body,
+                share,
+                deadline,
+                settle,
+                lane,
+            )
+            if not admit(delivery):
+                self._refuse(lane, frame.id, Status.BUSY, Fault(Code.OVERLOADED, "the intake is full", None, True))
+        self._dispatcher.wake()
+
+    def _new_lane(self, inbox: str | None) -> Lane | None:
+        if inbox is None or not self._inboxes.allow(inbox):
+            return None
+        if len(self._lanes) >= _MAX_ANSWER_LANES:
+            self._lanes.clear()
+        lane = self._lanes[inbox] = self._answers.lane(inbox, self._seal)
+        return lane
+
+    def _unknown(self, type_name: str) -> Fault:
+        return Fault(Code.NO_HANDLER, f"node {self._node_id} of service {self._service} has no handler for {type_name}")
+
+    # -- out -----------------------------------------------------------------------------------------------
+
+    def _settle(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
+        lane: Lane = delivery.target
+        try:
+            frame = _encode((delivery.id, status, value, self._node_id))
+        except Exception as error:
+            frame = self._fault_frame(delivery.id, _not_encodable(delivery, error))
+        if len(frame) + BATCH_OVERHEAD > self._transport.max_payload:
+            frame = self._fault_frame(delivery.id, _too_large(delivery, len(frame), self._transport.max_payload))
+        lane.add(frame)
+        lane.sums += seconds
+
+    def _fault_frame(self, message_id: str, fault: Fault) -> bytes:
+        return _encode((message_id, Status.FAILED, fault, self._node_id))
+
+    def _refuse(self, lane: Lane, message_id: str, status: Status, fault: Fault) -> None:
+        """Answer what was not admitted; while the way back is full such answers are dropped, never stored."""
+        if self._answers.is_full:
+            self._dropped += 1
+            return
+        lane.add(_encode((message_id, status, fault, self._node_id)))
+
+    def _seal(self, number: int, frames: Sequence[bytes], seconds: float) -> tuple[bytes, str]:
+        mean_us = int(seconds / len(frames) * 1e6)
+        return join_batch(Kind.ANSWERS, (self._node_id, None, number, mean_us), frames), ""
+
+    # -- foreign clients -----------------------------------------------------------------------------------
+
+    def _take_json(self, subject: str, payload: bytes, reply: str) -> None:
+        """Take one JSON message from a client that is not a bus; its type is in the subject."""
+        if not self._inboxes.allow(reply):
+            self._rejected += 1
+            log.warning("a JSON request on %s was not run: it may not be answered on %r", subject, reply)
+            return
+        type_name = self._by_token.get(subject.rpartition(".")[2], "")
+        endpoint = self._endpoints.get(type_name)
+        self._requests += 1
+        if endpoint is None:
+            self._answer_json_fault(reply, self._unknown(type_name or subject))
+            return
+        delivery = Delivery(
+            station=endpoint.station,
+            id=self._ids.take(),
+            key=None,
+            attempt=1,
+            trace=None,
+            sender="json",
+            body=payload,
+            size=len(payload),
+            deadline=self._clock() + self._default_timeout,
+            settle=self._settle_json,
+            target=(reply, endpoint),
+            json=True,
+        )
+        if self._dispatcher.admit(delivery):
+            self._dispatcher.wake()
+        elif not self._answers.is_full:
+            self._answer_json_fault(reply, Fault(Code.OVERLOADED, "the intake is full", None, True))
+
+    def _settle_json(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
+        del seconds  # a lone client has no grain to set
+        reply: str = delivery.target[0]
+        endpoint: Endpoint = delivery.target[1]
+        if status is not Status.OK:
+            self._answer_json_fault(reply, value)
+            return
+        try:
+            body = endpoint.encode_json(value)
+        except Exception as error:
+            self._answer_json_fault(reply, _not_encodable(delivery, error))
+            return
+        if len(body) > self._transport.max_payload:
+            self._answer_json_fault(reply, _too_large(delivery, len(body), self._transport.max_payload))
+            return
+        self._publish(reply, body, None)
+
+    def _answer_json_fault(self, reply: str, fault: Fault) -> None:
+        body = {"code": fault.code, "message": fault.message, "details": fault.details, "retryable": fault.retryable}
+        text = " ".join(fault.message.split())[:512]  # a header is one line
+        headers = {ERROR_CODE_HEADER: fault.code, ERROR_HEADER: text or fault.code}
+        try:
+            self._publish(reply, _encode_json(body), headers)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            body["details"] = repr(fault.details)[:512]
+            self._publish(reply, _encode_json(body), headers)
+
+    def _publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> None:
+        try:
+            self._transport.publish(subject, payload, headers=headers)
+        except CatgaError as error:
+            self._dropped += 1
+            log.warning("an answer to %s was lost: %s", subject, error)
+
+    def _reject(self, reply: str, reason: str) -> None:
+        """Count a payload that was not let in, and say so where there is an inbox."""
+        self._rejected += 1
+        log.warning("a request was not let in: %s", reason)
+        if self._inboxes.allow(reply) and not self._answers.is_full:
+            self._answer_json_fault(reply, Fault(Code.INVALID_MESSAGE, reason))
+
+
+def _not_encodable(delivery: Delivery, error: Exception) -> Fault:
+    text = f"the answer of {delivery.station.name} cannot be encoded: {error}"
+    log.error("%s (%s %s)", text, delivery.station.type_name, delivery.id)
+    return Fault(Code.HANDLER_ERROR, text)
+
+
+def _too_large(delivery: Delivery, size: int, bound: int) -> Fault:
+    return Fault(Code.TOO_LARGE, f"the answer of {delivery.station.name} is {size:,} bytes; the server takes {bound:,}")

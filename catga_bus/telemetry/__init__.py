@@ -1,0 +1,1 @@
+"""What OpenTelemetry sees of the bus; the only room that imports it."""
