@@ -125,7 +125,9 @@ def _check_key_field(cls: type, name: str, field: Any) -> None:
     origin = get_origin(hint)
     members = get_args(hint) if origin is Union or str(origin) == "<class 'types.UnionType'>" else (hint,)
     for member in members:
-        plain = get_origin(member) or member
+        plain = member
+        while hasattr(plain, "__supertype__"):  # what NewType stands for
+            plain = plain.__supertype__
         if not (isinstance(plain, type) and issubclass(plain, _KEY_TYPES)):
             raise ConfigurationError(
                 f"class {name}: the key field {field!r} is {hint!r}; a key must be str, int, UUID or Enum"
