@@ -159,6 +159,7 @@ class Bus(Router):
             raise PermissionDeniedError(
                 f"the server does not permit this user to use {', '.join(refused)}, which {self!r} needs", refused[0]
             )
+        await here.warn_of_capture()
         if self._collected.outbound:
             self._send_through = compose(self._collected.outbound, self._send_core)
             self._fire_through = compose(self._collected.outbound, self._fire_core)

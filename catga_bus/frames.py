@@ -54,7 +54,7 @@ def encode_frame(
         raise InvalidMessageError(f"{type_name} cannot be encoded: {error}", outcome=Outcome.NOT_RUN) from error
     if len(frame) + BATCH_OVERHEAD > max_payload:
         raise TooLargeError(
-            f"{type_name} is {len(frame):,} bytes; the server takes {max_payload:,} with an envelope of {BATCH_OVERHEAD}",
+            f"{type_name} is {len(frame):,} bytes; the server takes {max_payload:,}, {BATCH_OVERHEAD} of them envelope",
             outcome=Outcome.NOT_RUN,
         )
     return frame

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 
 import msgspec
@@ -23,9 +24,12 @@ from catga_bus.service_api import EndpointCounts, NodeFacts, NodeFinder, Service
 from catga_bus.stations import build_station
 from catga_bus.telemetry.propagation import trace_source
 from catga_bus.threads import HandlerThreads
+from catga_bus.transport.asking import ask
 from catga_bus.transport.base import Transport
 from catga_bus.transport.coalescer import Coalescer, CoalescerStatistics
 from catga_bus.wire import Names
+
+log = logging.getLogger("catga_bus")
 
 
 class BusStatistics(msgspec.Struct, frozen=True):
@@ -74,7 +78,7 @@ class Node:
         calls: Calls,
         clock: Clock,
     ) -> None:
-        names = Names(config.namespace)
+        names = self._names = Names(config.namespace)
         ids = MessageIds()
         gate = Gate(Limits(max_bytes=transport.max_payload))
         inboxes = Inboxes({*config.reply_roots, config.inbox_prefix}, names)
@@ -174,6 +178,28 @@ class Node:
         if threads is not None:
             self._threads.append(threads)
         return station
+
+    async def warn_of_capture(self) -> None:
+        """Look for a stream that stores requests: its acknowledgements would reach foreign clients as answers."""
+        if not self.collected.registry.requests():
+            return
+        subjects = self._names.all_requests()
+        query = msgspec.json.encode({"subject": subjects})
+        try:
+            reply = await ask(self.transport, "$JS.API.STREAM.NAMES", query, _CAPTURE_SECONDS)
+        except CallError:
+            return
+        if reply is None or reply.is_no_responders:
+            return
+        with contextlib.suppress(msgspec.MsgspecError):
+            streams = msgspec.json.decode(reply.payload, type=_StreamNames).streams
+            if streams:
+                log.warning(
+                    "stream %s captures requests (%s): its acknowledgements race the answers to clients that are "
+                    "no bus; take these subjects out of it",
+                    ", ".join(streams),
+                    subjects,
+                )
 
     async def drain(self) -> int:
         """Take no more work and finish what runs; return how many messages are left after `drain_timeout`."""
@@ -276,5 +302,10 @@ class ConnectionEvents:
         """The transport has logged it."""
 
 
+class _StreamNames(msgspec.Struct):
+    streams: list[str] | None = None
+
+
+_CAPTURE_SECONDS = 0.5  # a server answers in a millisecond; one whose user may not ask does not answer at all
 _MAX_DENIED = 1_000
 _encode_json = msgspec.json.Encoder().encode

@@ -34,6 +34,7 @@ _MAX_ANSWER_LANES = 4_096
 # One per client that asks; the lanes are a cache, so forgetting them costs a dictionary entry.
 
 _encode = msgspec.msgpack.Encoder().encode
+_FULL = Fault(Code.OVERLOADED, "the intake is full", retryable=True)
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -188,7 +189,7 @@ class Responder:
                 lane,
             )
             if not admit(delivery):
-                self._refuse(lane, frame.id, Status.BUSY, Fault(Code.OVERLOADED, "the intake is full", None, True))
+                self._refuse(lane, frame.id, Status.BUSY, _FULL)
         self._dispatcher.wake()
 
     def _new_lane(self, inbox: str | None) -> Lane | None:
@@ -260,7 +261,7 @@ class Responder:
         if self._dispatcher.admit(delivery):
             self._dispatcher.wake()
         elif not self._answers.is_full:
-            self._answer_json_fault(reply, Fault(Code.OVERLOADED, "the intake is full", None, True))
+            self._answer_json_fault(reply, _FULL)
 
     def _settle_json(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
         del seconds  # a lone client has no grain to set
