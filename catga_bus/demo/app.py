@@ -1,0 +1,232 @@
+"""`catga demo` from beginning to end: server, nodes, replay, verdict.
+
+A command line only has to call one function, which returns the exit code and raises nothing for
+what a user can do wrong:
+
+    run_demo(*, data=None, rate=2_000.0, nodes=3, url=None, as_json=False, in_flight=256, keep=None,
+    out=None, err=None) -> int
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from catga_bus.demo.data import SHIPPED, Flight, FlightDataError, read_flights
+from catga_bus.demo.display import Display, SilentDisplay, display_for
+from catga_bus.demo.ledger import LedgerError, read_executions
+from catga_bus.demo.node import SERVICE, command
+from catga_bus.demo.processes import NodeProcess, running
+from catga_bus.demo.progress import ReplayResult
+from catga_bus.demo.replay import NodeNotReadyError, replay_day
+from catga_bus.demo.report import json_of, make_report, text_of
+from catga_bus.embedded import EmbeddedServer
+from catga_bus.errors import CatgaError
+
+MAX_RATE = 1_000_000
+MAX_NODES = 64
+MAX_IN_FLIGHT = 4_096
+# Chosen: what one node takes in before it says that it is busy, so that a demo with one node fails
+# no request.
+
+
+class ExitCode(IntEnum):
+    """How a demo ends."""
+
+    EQUAL = 0
+    """The execution log adds up to the file, and every request was answered."""
+
+    DIFFERENT = 1
+    """It does not, or a request failed, or a node disagrees with its own lines."""
+
+    BAD_INPUT = 2
+    """An argument or the file of flights cannot be used; nothing was started."""
+
+    BROKEN = 3
+    """The server or a node could not be started or reached."""
+
+    INTERRUPTED = 130
+    """Ctrl-C or SIGTERM."""
+
+
+class _BadInputError(Exception):
+    """An argument cannot be used."""
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True):
+    rate: float
+    nodes: int
+    url: str | None
+    in_flight: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= MAX_RATE:
+            raise _BadInputError(f"rate must be 0 (flat out) to {MAX_RATE:,} requests per second, got {self.rate!r}")
+        if not 1 <= self.nodes <= MAX_NODES:
+            raise _BadInputError(f"nodes must be 1 to {MAX_NODES}, got {self.nodes!r}")
+        if not 1 <= self.in_flight <= MAX_IN_FLIGHT:
+            raise _BadInputError(f"in_flight must be 1 to {MAX_IN_FLIGHT:,}, got {self.in_flight!r}")
+
+
+def run_demo(
+    *,
+    data: Path | None = None,
+    rate: float = 2_000.0,
+    nodes: int = 3,
+    url: str | None = None,
+    as_json: bool = False,
+    in_flight: int = 256,
+    keep: Path | None = None,
+    out: TextIO | None = None,
+    err: TextIO | None = None,
+) -> int:
+    """Run the demo, print its report, and return the exit code: see `ExitCode`.
+
+    Server and nodes are gone when it returns. SIGTERM is noticed only when it is called from the
+    main thread.
+
+    Args:
+        data: A file of flights, `.csv` or `.csv.gz`; None for the one that comes with the package.
+        rate: Requests per second, 0 to 1,000,000; 0 sends as fast as answers come.
+        nodes: How many node processes, 1 to 64.
+        url: Address of a running server; None starts a private one.
+        as_json: Report as JSON, and show nothing else.
+        in_flight: Most requests without an answer, 1 to 4,096.
+        keep: A new or empty directory for the execution log and the output of the nodes; None for a
+            temporary one, which is kept only when something fails.
+        out: Where the report goes; standard output if None.
+        err: Where progress and errors go; standard error if None.
+    """
+    out, err = out or sys.stdout, err or sys.stderr
+    display = SilentDisplay() if as_json else display_for(err)
+    try:
+        settings = _Settings(rate=rate, nodes=nodes, url=url, in_flight=in_flight)
+        flights = read_flights(data or SHIPPED)
+        with _Workplace(keep) as workplace:
+            return _run_in(workplace, settings, flights, display, as_json=as_json, out=out, err=err)
+    except (_BadInputError, FlightDataError) as error:
+        err.write(f"error: {error}\n")
+        return ExitCode.BAD_INPUT
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        err.write("interrupted: server and nodes have been ended\n")
+        return ExitCode.INTERRUPTED
+
+
+class _Workplace:
+    """The directory that holds the execution log and the output of the nodes."""
+
+    def __init__(self, keep: Path | None) -> None:
+        self._is_temporary = keep is None
+        try:
+            if keep is None:
+                self.path = Path(tempfile.mkdtemp(prefix="catga-demo-"))
+            else:
+                keep.mkdir(parents=True, exist_ok=True)
+                self.path = keep
+            if any(self.path.iterdir()):
+                raise _BadInputError(f"{keep}: the directory to keep is not empty")
+        except OSError as error:
+            raise _BadInputError(f"{error.filename}: cannot be used: {error.strerror}") from error
+        self._is_wanted = False
+
+    def __enter__(self) -> "_Workplace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_temporary and not self._is_wanted:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def execution_log(self) -> Path:
+        return self.path / "executions.jsonl"
+
+    def output_of(self, node: str) -> Path:
+        return self.path / f"{node}.log"
+
+    def evidence(self) -> Iterator[str]:
+        """Keep the directory, and yield where it is and what the nodes said last."""
+        self._is_wanted = True
+        for output in sorted(self.path.glob("*.log")):
+            said = output.read_text(errors="replace").strip().splitlines()
+            yield f"output of {output.stem}: {output}" + (f"\n    {said[-1]}" if said else " (empty)")
+        yield f"execution log: {self.execution_log}"
+
+
+def _run_in(
+    workplace: _Workplace,
+    settings: _Settings,
+    flights: Sequence[Flight],
+    display: Display,
+    *,
+    as_json: bool,
+    out: TextIO,
+    err: TextIO,
+) -> ExitCode:
+    try:
+        result = asyncio.run(_replayed(workplace, settings, flights, display))
+        report = make_report(result, read_executions(workplace.execution_log), flights)
+    except LedgerError as error:
+        code = ExitCode.DIFFERENT
+        err.write(f"error: {error}\n")
+    except (CatgaError, NodeNotReadyError, OSError) as error:
+        code = ExitCode.BROKEN
+        err.write(f"error: {error}\n")
+    else:
+        code = ExitCode.EQUAL if report.is_success else ExitCode.DIFFERENT
+        out.write(f"{json_of(report) if as_json else text_of(report)}\n")
+        out.flush()
+    if code != ExitCode.EQUAL:
+        err.writelines(f"{line}\n" for line in workplace.evidence())
+    return code
+
+
+async def _replayed(
+    workplace: _Workplace, settings: _Settings, flights: Sequence[Flight], display: Display
+) -> ReplayResult:
+    _cancel_on_sigterm()
+    # A namespace of its own keeps this run apart from whatever else the server carries.
+    namespace = f"demo-{secrets.token_hex(4)}"
+    async with contextlib.AsyncExitStack() as stack:
+        url = settings.url
+        if url is None:
+            url = (await stack.enter_async_context(EmbeddedServer())).url
+        environment = os.environ | {"CATGA_URL": url}
+        nodes = {
+            node_id: NodeProcess(
+                node_id,
+                command(node_id, namespace, workplace.execution_log),
+                environment,
+                workplace.output_of(node_id),
+            )
+            for node_id in (f"{SERVICE}-{number}" for number in range(1, settings.nodes + 1))
+        }
+        stack.enter_context(running(list(nodes.values())))
+        stack.enter_context(display)
+        return await replay_day(
+            url,
+            namespace,
+            flights,
+            list(nodes),
+            rate=settings.rate,
+            in_flight=settings.in_flight,
+            display=display,
+            is_running=lambda node_id: nodes[node_id].is_running,
+        )
+
+
+def _cancel_on_sigterm() -> None:
+    """Make SIGTERM do what Ctrl-C does: cancel the main task, which ends all on its way out."""
+    task = asyncio.current_task()
+    if task is not None and threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,0 +1,130 @@
+"""The whole flight desk inside one process, over the memory broker."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from catga_bus.bus import Bus
+from catga_bus.demo import replay
+from catga_bus.demo.data import SHIPPED, Flight, read_flights
+from catga_bus.demo.display import Display, SilentDisplay
+from catga_bus.demo.ledger import ExecutionLog, read_executions
+from catga_bus.demo.messages import Closing, RecordFlight
+from catga_bus.demo.node import SERVICE, FlightDesk, open_desk
+from catga_bus.demo.progress import Progress, ReplayResult
+from catga_bus.demo.replay import NodeNotReadyError, replay_day
+from catga_bus.demo.report import make_report
+from catga_bus.result import Err
+
+NODES = [f"{SERVICE}-1", f"{SERVICE}-2"]
+
+
+@pytest.fixture(scope="module")
+def flights() -> list[Flight]:
+    return read_flights(SHIPPED)[:600]
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    return f"memory://{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "executions.jsonl"
+
+
+@contextlib.asynccontextmanager
+async def desks(url: str, path: Path, nodes: list[str] = NODES) -> AsyncIterator[list[Bus]]:
+    async with contextlib.AsyncExitStack() as stack:
+        log = stack.enter_context(ExecutionLog(path))
+        buses = [Bus(SERVICE, url=url, node_id=node) for node in nodes]
+        for bus in buses:
+            open_desk(bus, FlightDesk(bus.node_id, log))
+            await stack.enter_async_context(bus)
+        yield buses
+
+
+async def replayed(
+    url: str, flights: list[Flight], *, rate: float = 0, display: Display | None = None, living: bool = True
+) -> ReplayResult:
+    return await replay_day(
+        url,
+        "catga",
+        flights,
+        NODES,
+        rate=rate,
+        in_flight=32,
+        display=display or SilentDisplay(),
+        is_running=lambda _: living,
+    )
+
+
+async def test_a_replay_of_two_nodes_adds_up(url, path, flights):
+    async with desks(url, path):
+        result = await replayed(url, flights)
+    report = make_report(result, read_executions(path), flights)
+    assert report.problems == []
+    assert report.announced == report.late_flights > 0
+    assert all(node.heard_closing and node.answered for node in report.nodes)
+
+
+async def test_a_paced_replay_takes_its_time_and_shows_its_progress(url, path, flights):
+    seen: list[Progress] = []
+
+    class Watching(SilentDisplay):
+        interval = 0.02
+
+        def update(self, progress: Progress) -> None:
+            seen.append(progress)
+
+    async with desks(url, path):
+        result = await replayed(url, flights[:100], rate=200, display=Watching())
+    assert result.progress.seconds >= 99 / 200
+    assert len(seen) > 2
+    assert seen[-1] == result.progress
+    assert seen[-1].done == 100
+    assert max(progress.in_flight for progress in seen) <= 32
+
+
+async def test_flights_are_sent_in_the_order_of_the_file(url, path, flights):
+    async with desks(url, path):
+        await replayed(url, flights[:50], rate=5_000)
+    rows = [execution.row for execution in read_executions(path)]
+    assert rows[0] == 0
+    assert sorted(rows) == list(range(50))
+
+
+async def test_a_desk_that_is_closed_refuses_flights(url, path, flights):
+    async with desks(url, path, NODES[:1]), Bus("client", url=url) as client:
+        await client.broadcast(Closing(0))
+        while (result := await client.send(RecordFlight(0, flights[0]))).is_ok:
+            pass
+    assert isinstance(result, Err)
+    assert (result.code, result.outcome) == ("DESK_CLOSED", "refused")
+
+
+async def test_a_replay_gives_up_when_too_much_fails(url, path, flights, monkeypatch):
+    monkeypatch.setattr(replay, "MAX_FAILURES", 40)
+    monkeypatch.setattr(replay, "SETTLE_TIMEOUT", 0.1)  # no flight is announced here
+    async with desks(url, path), Bus("client", url=url) as client:
+        await client.broadcast(Closing(0))
+        result = await replayed(url, flights)
+    assert set(result.failures) == {"DESK_CLOSED"}
+    assert 40 <= result.progress.failed < 600
+    assert result.progress.answered + result.progress.failed == result.progress.done < 600
+
+
+async def test_a_node_that_never_answers_is_named(url, path, flights, monkeypatch):
+    monkeypatch.setattr(replay, "READY_TIMEOUT", 0.2)
+    async with desks(url, path, NODES[:1]):
+        with pytest.raises(NodeNotReadyError, match="flight-desk-2 did not answer within"):
+            await replayed(url, flights)
+
+
+async def test_a_node_that_has_ended_is_named_at_once(url, path, flights):
+    async with desks(url, path, NODES[:1]):
+        with pytest.raises(NodeNotReadyError, match="flight-desk-2 ended before it was ready"):
+            await replayed(url, flights, living=False)
