@@ -148,8 +148,7 @@ class Injection:
         self._message_types = message_types
         self._is_async = is_async
         self._overrides = overrides
-        # Kept, so that a new plan needs no frame locals: they would keep alive whatever the frame
-        # held.
+        # Kept, so that a new plan needs no frame locals: they would keep alive whatever the frame held.
         self._signatures: dict[Function, Signature] = {function: signature}
         self._plan = self._planned({}, frame_locals)
 
@@ -287,10 +286,8 @@ class _Planner:
 
     def _source(self, function: Function, parameter: Parameter, path: tuple[Function, ...]) -> int | None:
         """Return where the parameter's value will lie, or None if it stays at its default."""
-        annotation, head = (
-            parameter.annotation,
-            f"{place_of(function)}: the parameter {parameter.name!r}",
-        )
+        annotation = parameter.annotation
+        head = f"{place_of(function)}: the parameter {parameter.name!r}"
         if isinstance(parameter.default, Depends):
             raise RegistrationError(
                 f"{head} has {parameter.default!r} as its default; write {parameter.name}: "

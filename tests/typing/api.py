@@ -245,7 +245,7 @@ class Desk:
 
 
 bus.handler(Desk().prices)
-bus.handler(timeout=3)(Desk().prices)
+Router().handler(timeout=3)(Desk().prices)
 
 
 async def decorators_keep_the_type_of_the_function() -> None:
