@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import pytest
 
-from catga_bus.context import BlockingContext, Context  # noqa: TC001 - looked up at run time
+from catga_bus.context import BlockingContext, Context
 from catga_bus.dependencies import Depends
 from catga_bus.errors import RegistrationError
 from catga_bus.messages import Request
-from catga_bus.result import Err, Ok  # noqa: TC001 - looked up at run time
+from catga_bus.result import Err, Ok
 from catga_bus.router import Router
 
 if TYPE_CHECKING:
