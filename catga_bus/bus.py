@@ -87,8 +87,8 @@ class Bus(Router):
     ) -> None:
         super().__init__()
         for name, value in (("service", service), ("node_id", node_id)):
-            if value is not None and (not isinstance(value, str) or not value):
-                raise ConfigurationError(f"{name} must be a non-empty string, got {value!r}")
+            if value is not None and not (isinstance(value, str) and 0 < len(value) <= _MAX_NAME):
+                raise ConfigurationError(f"{name} must be 1 to {_MAX_NAME} characters, got {_short(value)}")
         if namespace is not None:
             options["namespace"] = namespace
         self.service = service
@@ -406,6 +406,14 @@ def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transp
     from catga_bus.transport.nats_core import NatsTransport
 
     return NatsTransport(options, connection)
+
+
+_MAX_NAME = 200  # of a service or a node: they travel in the head of every batch
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}... ({len(text):,} characters)"
 
 
 def _as_err(error: CallError) -> Err:

@@ -79,7 +79,7 @@ class Context:
 
     @property
     def remaining(self) -> float:
-        """Seconds left until the deadline, never below 0; infinite for events."""
+        """Seconds until the handler is cut off, never below 0: the caller's deadline, or the handler's own time-out."""
         if self._deadline == math.inf:
             return math.inf
         return max(0.0, self._deadline - self._clock())
@@ -156,7 +156,7 @@ class BlockingContext:
 
     @property
     def remaining(self) -> float:
-        """Seconds left until the deadline, never below 0; infinite for events."""
+        """Seconds until the handler is cut off, never below 0: the caller's deadline, or the handler's own time-out."""
         return self._context.remaining
 
     def send(

@@ -26,6 +26,7 @@ from uuid import UUID
 import msgspec
 
 from catga_bus.errors import ConfigurationError
+from catga_bus.wire import MAX_TYPE
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -95,8 +96,10 @@ def _checked_options(cls: type, name: str, inherited: MessageOptions | None, opt
                 f"and the options of msgspec.Struct"
             )
     type_name = options.get("type_name", name)
-    if not isinstance(type_name, str) or not type_name:
-        raise ConfigurationError(f"class {name}: type_name must be a non-empty string, got {type_name!r}")
+    if not (isinstance(type_name, str) and 0 < len(type_name) <= MAX_TYPE):
+        raise ConfigurationError(
+            f"class {name}: type_name must be 1 to {MAX_TYPE:,} characters, got {repr(type_name)[:60]}"
+        )
     for flag in ("durable", "idempotent"):
         if not isinstance(options.get(flag, True), bool):
             raise ConfigurationError(f"class {name}: {flag} must be True or False, got {options[flag]!r}")

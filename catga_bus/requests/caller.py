@@ -11,7 +11,7 @@ import msgspec
 
 from catga_bus.clock import Clock
 from catga_bus.codec import DECODE_ERRORS, Body, Gate, GateError, explain
-from catga_bus.errors import Code, DeadlineExceededError, Outcome, PermissionDeniedError
+from catga_bus.errors import Code, ConfigurationError, DeadlineExceededError, Outcome, PermissionDeniedError
 from catga_bus.frames import encode_frame
 from catga_bus.messages import options_of, reply_type
 from catga_bus.requests import attempts
@@ -232,6 +232,12 @@ class Caller:
 
     def _add_route(self, cls: type) -> Route:
         options = options_of(cls)
+        if options.kind == "Command":
+            raise ConfigurationError(
+                f"{cls.__name__} is a command, and this version stores no commands yet; make it a Request"
+            )
+        if options.kind != "Request":
+            raise ConfigurationError(f"{cls.__name__} is an {options.kind}: publish or broadcast it")
         name = options.type_name
         route = Route(
             type_name=name,
