@@ -269,15 +269,17 @@ class Bus(Router):
             here = self._open()
         limit = here.send_timeout if timeout is None else self._checked_timeout(timeout)
         trace = None if here.trace is None else here.trace()
-        message_id = here.take_id()
-        if here.is_blocked():
+        if here.outgoing.is_blocked:
             limit = await here.wait_room(limit)
         try:
-            return await here.call(request, message_id, limit, trace)
+            call = here.call(request, here.take_id(), limit, trace)
         except CallError as error:
             return _as_err(error)
-        finally:
-            here.forget(message_id)
+        try:
+            return await call.future
+        except BaseException:
+            here.caller.forget(call)
+            raise
 
     async def publish(self, event: Event) -> None:
         """Send an event of a class with `durable=False` to one node of every service that handles it and is up.
@@ -340,16 +342,18 @@ class Bus(Router):
                 text = f"{type(request).__name__}: no node {node!r} answers in namespace {self.config.namespace!r}"
                 return Err(str(Code.NO_HANDLER), text, None, Outcome.NOT_RUN)
             target = (service, node)
-        message_id = here.take_id()
         limit -= self._clock() - began
-        if here.is_blocked():
+        if here.outgoing.is_blocked:
             limit = await here.wait_room(limit)
         try:
-            result = await here.call(request, message_id, limit, self._trace(here, parent), target)
+            call = here.call(request, here.take_id(), limit, self._trace(here, parent), target)
         except CallError as error:
             return _as_err(error)
-        finally:
-            here.forget(message_id)
+        try:
+            result = await call.future
+        except BaseException:
+            here.caller.forget(call)
+            raise
         if node is not None and isinstance(result, Err) and result.code == Code.NO_HANDLER:
             here.finder.forget(node)
         return result

@@ -122,7 +122,6 @@ class Node:
         self.send_timeout = config.send_timeout
         self.take_id = ids.take
         self.call = self.caller.call
-        self.forget = self.caller.forget
 
     def _coalescer(self) -> Coalescer:
         config = self.config
@@ -253,12 +252,10 @@ class Node:
         self.answers.reconnected()
         self.caller.reconnected()
 
-    def is_blocked(self) -> bool:
-        """Whether a call should wait before it is written."""
-        return self.outgoing.is_blocked and self.transport.is_connected
-
     async def wait_room(self, timeout: float) -> float:
-        """Wait until the connection is no longer behind, for at most `timeout` seconds; return what is left of them."""
+        """Wait while the connection is behind, for at most `timeout` seconds; return what is left of them."""
+        if not self.transport.is_connected:
+            return timeout  # the call waits for the connection itself
         began = self.clock()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):

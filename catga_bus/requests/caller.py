@@ -60,8 +60,12 @@ class Route(msgspec.Struct, eq=False):
     in_flight: int = 0
 
 
-class Call(msgspec.Struct, eq=False):
-    """One request that waits for its answer."""
+class Call(msgspec.Struct, eq=False, gc=False):
+    """One request that waits for its answer.
+
+    Not tracked by the garbage collector, which would look at every call in flight again and again: its future knows
+    the waiting task, and neither knows the call, so that it is in no cycle.
+    """
 
     id: str
     route: Route
@@ -173,10 +177,10 @@ class Caller:
         timeout: float,
         trace: str | None = None,
         target: tuple[str, str] | None = None,
-    ) -> asyncio.Future[Ok[Any] | Err]:
-        """Write a request and return the future of its result.
+    ) -> Call:
+        """Write a request and return the call, with the future of its result.
 
-        Whoever stops waiting for the future must `forget` the id.
+        Whoever stops waiting for the future must `forget` the call.
 
         Args:
             request: The message.
@@ -212,12 +216,11 @@ class Caller:
         if not self._sweeping:
             self._sweeping = True
             self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
-        return future
+        return call
 
-    def forget(self, message_id: str) -> None:
-        """Drop a call whose caller no longer waits; its answer will count as late."""
-        call = self._pending.pop(message_id, None)
-        if call is not None:
+    def forget(self, call: Call) -> None:
+        """Drop a call that nobody waits for any more; its answer will count as late."""
+        if self._pending.pop(call.id, None) is not None:
             call.route.in_flight -= 1
 
     def _write_again(self, call: Call, remaining: float) -> None:
@@ -402,7 +405,7 @@ class Caller:
     def denied(self, subject: str) -> None:
         """The server refuses a subject: end the calls that were written to it."""
         for call in [call for call in self._pending.values() if call.lane.subject.lower() == subject.lower()]:
-            self.forget(call.id)
+            self.forget(call)
             self._failed += 1
             if not call.future.done():
                 call.future.set_exception(
@@ -415,7 +418,7 @@ class Caller:
     # -- ends ----------------------------------------------------------------------------------------------
 
     def _end(self, call: Call, verdict: Verdict) -> None:
-        self.forget(call.id)
+        self.forget(call)
         self._fail(call, self._err(call, verdict, None))
 
     def _err(self, call: Call, verdict: Verdict, node: str | None) -> Err:

@@ -87,6 +87,10 @@ class Coalescer:
         max_frames: The most frames of a batch, unless a lane says less.
         max_bytes: A batch is closed before its frames would exceed this; a single larger frame travels alone.
         max_held_bytes: Bound of what waits while the connection is behind or gone; see `is_full`.
+
+    Attributes:
+        is_blocked: Whether frames are held because the connection is behind or gone: who can wait should, with
+            `wait_room`. A plain attribute, because every call looks at it.
     """
 
     def __init__(self, transport: Transport, *, max_frames: int, max_bytes: int, max_held_bytes: int) -> None:
@@ -100,7 +104,7 @@ class Coalescer:
         self._closed: list[tuple[Lane, int, list[bytes], float]] = []  # full batches of this turn
         self._scheduled = False
         self._held_bytes = 0
-        self._blocked = False
+        self.is_blocked = False
         self._waiter: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
         self._room.set()
@@ -110,14 +114,9 @@ class Coalescer:
         self._lost = 0
 
     @property
-    def is_blocked(self) -> bool:
-        """Whether frames are held because the connection is behind: who can wait should, with `wait_room`."""
-        return self._blocked
-
-    @property
     def is_full(self) -> bool:
         """Whether the bound of held bytes is reached: who cannot wait must drop."""
-        return self._blocked and self._held_bytes > self._max_held_bytes
+        return self.is_blocked and self._held_bytes > self._max_held_bytes
 
     def statistics(self) -> CoalescerStatistics:
         """Return the counts so far."""
@@ -149,12 +148,12 @@ class Coalescer:
         """Set a lane's full batch aside, in order (for `Lane`)."""
         self._open.remove(lane)
         self._closed.append((lane, lane.number, lane.frames, lane.sums))
-        if self._blocked:
+        if self.is_blocked:
             self._held_bytes += lane.size
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self._blocked:
+        if self.is_blocked:
             return
         if self._transport.is_behind or not self._transport.is_connected:
             self._block()
@@ -186,7 +185,7 @@ class Coalescer:
         self._frames += len(frames)
 
     def _block(self) -> None:
-        self._blocked = True
+        self.is_blocked = True
         self._room.clear()
         self._held_bytes = sum(lane.size for lane in self._open)
         for blocked, _ in self._watchers:
@@ -200,7 +199,7 @@ class Coalescer:
             self._unblock()
 
     def _unblock(self) -> None:
-        self._blocked = False
+        self.is_blocked = False
         self._held_bytes = 0
         self.flush()
         self._room.set()
@@ -209,7 +208,7 @@ class Coalescer:
 
     def reconnected(self) -> None:
         """The connection is back: send what is held."""
-        if self._blocked and (self._waiter is None or self._waiter.done()):
+        if self.is_blocked and (self._waiter is None or self._waiter.done()):
             self._unblock()
 
     def drop(self) -> None:
