@@ -1,0 +1,82 @@
+"""`catga run`: one node of a service, from a module."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import click
+
+from catga_bus.bus import Bus
+from catga_bus.cli.exits import ExitCode
+from catga_bus.cli.loading import load_attribute, load_module
+from catga_bus.cli.options import debug_option
+from catga_bus.config import server_urls
+from catga_bus.errors import ConfigurationError
+
+_LEVELS = ("debug", "info", "warning", "error")
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+_RUN_EXAMPLES = """\b
+Examples:
+  catga run shop.app:bus
+  catga run shop.app --url nats://nats-1:4222,nats://nats-2:4222
+  catga run shop.app:bus --node-id shop-1 --log-level debug
+"""
+
+
+@click.command(short_help="Run a node of your service.", epilog=_RUN_EXAMPLES)
+@click.argument("target", metavar="MODULE:BUS")
+@click.option(
+    "--url",
+    metavar="URL",
+    help="The server, or several separated by commas; goes over what the module says.",
+)
+@click.option("--node-id", metavar="ID", help="The id of this node. [default: drawn]")
+@click.option(
+    "--log-level",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="What is logged to stderr.",
+)
+@debug_option
+def run(*, target: str, url: str | None, node_id: str | None, log_level: str) -> int:
+    """Import MODULE and run its BUS until SIGTERM or Ctrl-C, then drain: finish and answer what runs.
+
+    A second signal ends it at once. The working directory comes first in the search for modules;
+    MODULE alone means MODULE:bus. Uses uvloop where it is installed.
+    """
+    logging.basicConfig(level=log_level.upper(), format=_FORMAT)
+    bus = _load_bus(target)
+    if url is not None:
+        # Set before the bus starts, which is when it reads them: a deployment decides where the
+        # server is, whatever the module was written with.
+        bus._urls = server_urls(url)  # noqa: SLF001
+    if node_id is not None:
+        if not node_id:
+            raise ConfigurationError("--node-id must not be empty")
+        bus.node_id = node_id
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(bus.run())
+    return ExitCode.OK
+
+
+def _load_bus(target: str) -> Bus:
+    found = load_attribute(target, default="bus")
+    if isinstance(found, Bus):
+        return found
+    what = "the class Bus itself" if found is Bus else f"of type {type(found).__name__!r}"
+    module = target.partition(":")[0]
+    buses = [name for name, value in vars(load_module(module)).items() if isinstance(value, Bus)]
+    hint = f"; the module has {', '.join(f'{module}:{name}' for name in buses)}" if buses else ""
+    raise ConfigurationError(f"{target!r} is not a Bus, it is {what}{hint}")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
