@@ -303,6 +303,21 @@ class TransportContract:
             sender.publish(subject, b"")
             await received.wait(1)
 
+    async def test_who_subscribes_later_gets_what_comes_later(self, carrier: Carrier, root: str) -> None:
+        transport, _ = await carrier.connect()
+        subject = f"{root}.a"
+        first = await _listen(transport, subject)
+        transport.publish(subject, b"1")
+        await first.wait(1)
+        late = [await _listen(transport, subject), await _listen(transport, f"{root}.*")]
+        late.append(await _listen(transport, subject, queue="workers"))
+        transport.publish(subject, b"2")
+        for received in late:
+            await received.wait(1)
+        await _settle(transport)
+        assert first.payloads == [b"1", b"2"]
+        assert [received.payloads for received in late] == [[b"2"]] * 3
+
     async def test_nothing_is_delivered_after_a_subscription_was_closed(self, carrier: Carrier, root: str) -> None:
         sender, _ = await carrier.connect()
         receiver, _ = await carrier.connect()

@@ -139,6 +139,7 @@ class _Link:
         self.is_connected = True
         self.is_closed = False
         self.losses = 0
+        self.sink_errors = 0
         self.subscriptions: dict[MemorySubscription, None] = {}
         self.queue: deque[tuple[MemorySubscription, _Message, int]] = deque()
         self.queued_bytes = 0
@@ -189,6 +190,7 @@ class _Link:
             try:
                 subscription.sink(*message)
             except (Exception, asyncio.CancelledError):
+                self.sink_errors += 1
                 _logger.exception("the sink of %r raised; the message is skipped", message[0])
 
     def tell_lost(self, reason: str) -> None:
@@ -316,9 +318,7 @@ class MemoryBroker:
         """
         with self.lock:
             if not self._is_up:
-                raise DisconnectedError(
-                    f"cannot connect to {self.url}: the broker was cut", outcome=Outcome.NOT_RUN
-                )
+                raise DisconnectedError(f"cannot connect to {self.url}: the broker was cut", outcome=Outcome.NOT_RUN)
             self._links[link] = None
 
     def detach(self, link: _Link) -> None:
@@ -369,9 +369,7 @@ class MemoryBroker:
     # What follows is called with the lock held. `here` is the event loop of the calling thread, if
     # it has to be one.
 
-    def _route(
-        self, origin: _Link, message: _Message, size: int, here: asyncio.AbstractEventLoop | None
-    ) -> None:
+    def _route(self, origin: _Link, message: _Message, size: int, here: asyncio.AbstractEventLoop | None) -> None:
         subject, _, reply, _ = message
         plain, groups = self._routes.get(subject) or self._find_route(subject)
         for subscription in plain:
@@ -382,9 +380,7 @@ class MemoryBroker:
         if reply and not plain and not groups:
             self._answer_nobody(origin, reply, here)
 
-    def _answer_nobody(
-        self, origin: _Link, reply: str, here: asyncio.AbstractEventLoop | None
-    ) -> None:
+    def _answer_nobody(self, origin: _Link, reply: str, here: asyncio.AbstractEventLoop | None) -> None:
         # As the server does: one copy, to a plain subscription of the connection that asked, and to
         # no one else.
         for subscription in (self._routes.get(reply) or self._find_route(reply)).plain:
@@ -514,6 +510,11 @@ class MemoryTransport:
         """The address of the broker."""
         return self._options.urls[0] if self._options.urls else ""
 
+    @property
+    def sink_errors(self) -> int:
+        """Messages whose sink raised, since the beginning."""
+        return self._link.sink_errors if self._link is not None else 0
+
     async def connect(self) -> None:
         """Join the broker of the address, or make it.
 
@@ -574,9 +575,7 @@ class MemoryTransport:
                 while link.broker.is_stalled and link.losses == losses:
                     await _next_change(link)
         except TimeoutError:
-            raise DisconnectedError(
-                f"cannot flush: {self.url} has not answered within {timeout} s"
-            ) from None
+            raise DisconnectedError(f"cannot flush: {self.url} has not answered within {timeout} s") from None
         if link.losses != losses:
             raise DisconnectedError(f"cannot flush: the connection to {self.url} was lost")
 
@@ -616,8 +615,7 @@ class MemoryTransport:
             size += header_bytes
         if size > self._max_payload:
             raise TooLargeError(
-                f"a message of {size} bytes (headers included) to {subject!r} exceeds max_payload,"
-                f" {self._max_payload}",
+                f"a message of {size} bytes (headers included) to {subject!r} exceeds max_payload, {self._max_payload}",
                 outcome=Outcome.NOT_RUN,
             )
         link = self._link
@@ -647,9 +645,7 @@ async def _next_change(link: _Link) -> None:
 
 
 def _refused(subject: str, url: str) -> DisconnectedError:
-    return DisconnectedError(
-        f"cannot use {subject!r}: not connected to {url}", outcome=Outcome.NOT_RUN
-    )
+    return DisconnectedError(f"cannot use {subject!r}: not connected to {url}", outcome=Outcome.NOT_RUN)
 
 
 def _carried_headers(headers: Mapping[str, str]) -> tuple[Mapping[str, str], int]:
@@ -658,14 +654,11 @@ def _carried_headers(headers: Mapping[str, str]) -> tuple[Mapping[str, str], int
     size = _HEADER_BASE_BYTES
     for key, value in headers.items():
         if not _HEADER_KEY.fullmatch(key):
-            raise ConfigurationError(
-                f"header {key!r} cannot be sent: a name is letters, digits and !#$%&'*+-.^_`|~"
-            )
+            raise ConfigurationError(f"header {key!r} cannot be sent: a name is letters, digits and !#$%&'*+-.^_`|~")
         if _BAD_IN_HEADER_VALUE.search(value):
             raise ConfigurationError(
-                f"header {key!r} cannot be sent: its value {value!r} holds a line break, NUL or"
-                " half a surrogate pair"
+                f"header {key!r} cannot be sent: its value {value!r} holds a line break, NUL or half a surrogate pair"
             )
         carried[key] = value.strip()
-        size += _HEADER_LINE_BYTES + len(key) + len(carried[key].encode())
+        size += _HEADER_LINE_BYTES + len(key) + len(value.encode())
     return MappingProxyType(carried), size

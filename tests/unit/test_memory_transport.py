@@ -370,6 +370,7 @@ async def test_a_sink_that_is_cancelled_or_fails_is_logged_with_its_subject(
     [record] = caplog.records
     assert (record.name, record.levelno) == ("catga_bus.transport", logging.ERROR)
     assert "wild.card" in record.getMessage()
+    assert transport.sink_errors == 1
 
 
 async def test_subjects_without_end_do_not_grow_the_broker(connections: Connections) -> None:
