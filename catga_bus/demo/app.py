@@ -32,7 +32,7 @@ from catga_bus.demo.progress import ReplayResult
 from catga_bus.demo.replay import NodeNotReadyError, replay_day
 from catga_bus.demo.report import json_of, make_report, text_of
 from catga_bus.embedded import EmbeddedServer
-from catga_bus.errors import CatgaError
+from catga_bus.errors import CallError, CatgaError
 
 MAX_RATE = 1_000_000
 MAX_NODES = 64
@@ -181,7 +181,7 @@ def _run_in(
         err.write(f"error: {error}\n")
     except (CatgaError, NodeNotReadyError, OSError) as error:
         code = ExitCode.BROKEN
-        err.write(f"error: {error}\n")
+        err.write(f"error: {error.message if isinstance(error, CallError) else error}\n")
     else:
         code = ExitCode.EQUAL if report.is_success else ExitCode.DIFFERENT
         out.write(f"{json_of(report) if as_json else text_of(report)}\n")
@@ -201,6 +201,7 @@ async def _replayed(
         url = settings.url
         if url is None:
             url = (await stack.enter_async_context(EmbeddedServer())).url
+            display.say(f"a private nats-server listens at {url}")
         environment = os.environ | {"CATGA_URL": url}
         nodes = {
             node_id: NodeProcess(
@@ -212,6 +213,7 @@ async def _replayed(
             for node_id in (f"{SERVICE}-{number}" for number in range(1, settings.nodes + 1))
         }
         stack.enter_context(running(list(nodes.values())))
+        display.say(f"{len(nodes)} nodes of {SERVICE} are starting; {len(flights):,} flights to record")
         stack.enter_context(display)
         return await replay_day(
             url,

@@ -14,7 +14,7 @@ from pathlib import Path
 from catga_bus.bus import Bus
 from catga_bus.context import Context
 from catga_bus.demo.data import Figures
-from catga_bus.demo.ledger import Execution, ExecutionLog
+from catga_bus.demo.ledger import Execution, ExecutionLog, LedgerError
 from catga_bus.demo.messages import (
     AircraftFigures,
     Closing,
@@ -23,6 +23,7 @@ from catga_bus.demo.messages import (
     RecordFlight,
     Totals,
 )
+from catga_bus.errors import CatgaError
 from catga_bus.result import Err
 
 SERVICE = "flight-desk"
@@ -111,7 +112,7 @@ async def serve(url: str | None, node_id: str, namespace: str, log: Path, *, unt
         node_id: Id of the node; no two nodes may share one.
         namespace: Keeps this run apart from all others on the same server.
         log: The execution log that all nodes share.
-        until_eof: Also end when standard input ends, as it does when the parent process dies.
+        until_eof: Also end when standard input, a pipe, ends: as it does when the parent dies.
     """
     bus = Bus(SERVICE, url=url, node_id=node_id, namespace=namespace)
     with ExecutionLog(log) as executions:
@@ -158,17 +159,13 @@ def main() -> None:
     parser.add_argument("--node-id", required=True, help="id of this node; no two nodes may share one")
     parser.add_argument("--namespace", required=True, help="keeps this run apart from others on the server")
     parser.add_argument("--log", required=True, type=Path, help="the execution log that all nodes share")
-    parser.add_argument("--until-eof", action="store_true", help="also end when standard input ends")
+    parser.add_argument("--until-eof", action="store_true", help="also end when standard input, a pipe, ends")
     options = parser.parse_args()
-    asyncio.run(
-        serve(
-            options.url,
-            options.node_id,
-            options.namespace,
-            options.log,
-            until_eof=options.until_eof,
-        )
-    )
+    node = serve(options.url, options.node_id, options.namespace, options.log, until_eof=options.until_eof)
+    try:
+        asyncio.run(node)
+    except (CatgaError, LedgerError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
