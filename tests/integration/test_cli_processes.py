@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -89,6 +90,8 @@ async def url() -> AsyncIterator[str]:
 class Catga:
     """One `catga` process."""
 
+    started: ClassVar[list["Catga"]] = []
+
     def __init__(self, cwd: Path, *arguments: str, stdin: str | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "catga_bus", *arguments],
@@ -101,6 +104,7 @@ class Catga:
         )
         self.stdin = stdin
         self.before = ""
+        self.started.append(self)
 
     def until(self, word: str) -> str:
         """Read stderr up to the line that holds a word."""
@@ -122,6 +126,17 @@ class Catga:
             out, err = self.process.communicate()
             raise AssertionError(f"did not end: {self.before}{err}") from None
         return self.process.returncode, out, self.before + err
+
+
+@pytest.fixture(autouse=True)
+def leftovers() -> Iterator[None]:
+    """A test that fails leaves no process behind."""
+    yield
+    while Catga.started:
+        process = Catga.started.pop().process
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def catga(cwd: Path, *arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
