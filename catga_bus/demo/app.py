@@ -127,24 +127,17 @@ class _Workplace:
     """The directory that holds the execution log and the output of the nodes."""
 
     def __init__(self, keep: Path | None) -> None:
-        self._is_temporary = keep is None
+        self._is_wanted = keep is not None
         try:
-            if keep is None:
-                self.path = Path(tempfile.mkdtemp(prefix="catga-demo-"))
-            else:
-                keep.mkdir(parents=True, exist_ok=True)
-                self.path = keep
-            if any(self.path.iterdir()):
-                raise _BadInputError(f"{keep}: the directory to keep is not empty")
+            self.path = _empty(keep) if keep else Path(tempfile.mkdtemp(prefix="catga-demo-"))
         except OSError as error:
             raise _BadInputError(f"{error.filename}: cannot be used: {error.strerror}") from error
-        self._is_wanted = False
 
     def __enter__(self) -> "_Workplace":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_temporary and not self._is_wanted:
+        if not self._is_wanted:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
@@ -161,6 +154,14 @@ class _Workplace:
             said = output.read_text(errors="replace").strip().splitlines()
             yield f"output of {output.stem}: {output}" + (f"\n    {said[-1]}" if said else " (empty)")
         yield f"execution log: {self.execution_log}"
+
+
+def _empty(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise _BadInputError(f"{directory}: the directory to keep is not empty")
+    # The nodes are told where it is, wherever they run.
+    return directory.absolute()
 
 
 def _run_in(
