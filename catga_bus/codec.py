@@ -187,8 +187,8 @@ class Gate:
         if size < 4 or not 0x93 <= payload[2] <= 0x9F or payload[3] > 0x7F:
             raise GateError(f"no [kind, head, frames] after the version but {payload[2:8].hex(' ')!r}")
         kind = payload[3]
-        if size > self.limits.max_openers:
-            self._judge_whole(kind, payload)
+        if size > self.limits.max_openers and kind not in _FRAMED:
+            self._judge_whole(payload, self.limits.max_depth)
         return kind
 
     def messages(self, payload: bytes) -> wire.MessageBatch:
@@ -199,11 +199,14 @@ class Gate:
         Raises:
             GateError: It is not a batch of well-formed frames within their bounds.
         """
+        large = len(payload) > self.limits.max_openers
+        if large and sys.getrecursionlimit() > _SAFE_SKIP_LEVELS:
+            self._judge_whole(payload, self.limits.max_depth + _FRAME_LEVELS)
         try:
             batch = self._decode_messages(memoryview(payload)[2:])
         except DECODE_ERRORS as error:
             raise GateError(f"not a batch of messages: {explain(error)}") from None
-        if len(payload) > self.limits.max_openers:
+        if large:
             self._refuse_rich_bodies(payload, batch.frames)
         return batch
 
@@ -213,11 +216,14 @@ class Gate:
         Raises:
             GateError: It is not a batch of well-formed frames within their bounds.
         """
+        large = len(payload) > self.limits.max_openers
+        if large and sys.getrecursionlimit() > _SAFE_SKIP_LEVELS:
+            self._judge_whole(payload, self.limits.max_depth + _FRAME_LEVELS)
         try:
             batch = self._decode_answers(memoryview(payload)[2:])
         except DECODE_ERRORS as error:
             raise GateError(f"not a batch of answers: {explain(error)}") from None
-        if len(payload) > self.limits.max_openers:
+        if large:
             self._refuse_rich_bodies(payload, batch.frames)
         return batch
 
@@ -238,13 +244,9 @@ class Gate:
         if openers > limits.max_openers or _has_many_large_exponents(payload):
             _judge_json(payload, limits.max_depth, limits.max_containers)
 
-    def _judge_whole(self, kind: int, payload: bytes) -> None:
-        framed = kind in _FRAMED
-        if framed and sys.getrecursionlimit() <= _SAFE_SKIP_LEVELS:
-            return
+    def _judge_whole(self, payload: bytes, max_depth: int) -> None:
         if _count_openers(payload) > self.limits.max_openers:
-            depth = self.limits.max_depth + (_FRAME_LEVELS if framed else 0)
-            _, fault = _walk(payload[2:], _MAX_WALK_STEPS, depth, self.limits.max_containers)
+            _, fault = _walk(payload[2:], _MAX_WALK_STEPS, max_depth, self.limits.max_containers)
             if fault:
                 raise GateError(fault)
 

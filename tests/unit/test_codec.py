@@ -123,6 +123,7 @@ HARMLESS = {
     "floats": pack([math.pi * n for n in range(50_000)]),
     "integers": array(100_000) + b"\xcd\x90\x90" * 100_000,
     "small integers": array(20_000) + b"\xa2\x90\x90" * 6_000 + b"\x01" * 14_000,
+    "exts": array(12_000) + (b"\xc7\x02\x05\x90\x90" + b"\xd6\xff\x01\x02\x03\x04") * 6_000,
     "rows": pack([{"name": "中文名字", "n": n, "x": n / 7} for n in range(9_000)]),
 }
 
@@ -147,6 +148,20 @@ def test_a_body_that_is_nested_too_deeply_is_refused() -> None:
 def test_a_body_with_too_many_containers_is_refused() -> None:
     assert verdicts(batch_of(AT_THE_LIMIT)) == [True]
     assert verdicts(batch_of(RICH)) == [False]
+
+
+def test_a_body_of_very_many_small_mixed_values_is_refused() -> None:
+    def of(pairs: int) -> bytes:
+        return array(10_001 + 2 * pairs) + b"\xa1\x90" * 10_001 + b"\x00\xa1b" * pairs
+
+    assert verdicts(batch_of(of(90_000))) == [True]
+    assert verdicts(batch_of(of(110_000))) == [False]
+
+
+def test_rich_bodies_share_the_time_that_judging_them_may_take() -> None:
+    body = array(10_001 + 60_000) + b"\xa1\x90" * 10_001 + b"\x00\xa1b" * 30_000
+
+    assert verdicts(batch_of(body, body, body, body, b"\x01")) == [True, True, True, False, True]
 
 
 def test_a_bad_body_does_not_spoil_its_batch_mates() -> None:
@@ -361,11 +376,11 @@ SURVIVOR = """
             for opener in (b"\\x91", b"\\x81", b"\\x81\\x01", b"\\x81\\xa1a"):
                 for start in (head, b"\\xc1\\x01\\x93\\x01" + head[4:], b"\\xc1\\x01\\x93\\x6f"):
                     payload = (start + opener * depth)[:1_048_500] + b"\\xc0" * 40
-                    try:
-                        gate.kind(payload)
-                        batch = gate.messages(payload)
-                    except GateError:
-                        continue
+                    for judge in (gate.kind, gate.messages, gate.answers):
+                        try:
+                            judge(payload)
+                        except GateError:
+                            continue
                 if depth < 10_000:
                     for body in bodies:
                         try:
