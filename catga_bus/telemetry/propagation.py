@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
 
 
 def current_traceparent() -> str | None:
@@ -19,5 +18,9 @@ def current_traceparent() -> str | None:
 
 
 def trace_source() -> Callable[[], str | None] | None:
-    """Return where calls take their trace context from: None if no SDK is configured, so that nothing is paid."""
-    return current_traceparent if isinstance(trace.get_tracer_provider(), TracerProvider) else None
+    """Return where calls take their trace context from: None if no SDK is configured, so that nothing is paid.
+
+    The SDK itself is not imported to find out: that alone takes a third of a second.
+    """
+    without = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+    return None if isinstance(trace.get_tracer_provider(), without) else current_traceparent

@@ -150,7 +150,7 @@ class TestWrongOptions:
 
     @pytest.mark.parametrize("value", ["", 3, None, b"x"])
     def test_a_type_name_must_be_a_name(self, value: Any) -> None:
-        with pytest.raises(ConfigurationError, match="class Wrong: type_name must be a non-empty string, got"):
+        with pytest.raises(ConfigurationError, match="class Wrong: type_name must be 1 to 1,024 characters, got"):
             types.new_class("Wrong", (Event,), {"type_name": value})
 
     @pytest.mark.parametrize(("base", "option"), [(Event, "durable"), (Request[None], "idempotent")])
