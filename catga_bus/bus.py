@@ -86,9 +86,10 @@ class Bus(Router):
         **options: Any,
     ) -> None:
         super().__init__()
-        for name, value in (("service", service), ("node_id", node_id)):
-            if value is not None and not (isinstance(value, str) and 0 < len(value) <= _MAX_NAME):
-                raise ConfigurationError(f"{name} must be 1 to {_MAX_NAME} characters, got {_short(value)}")
+        given: dict[str, object] = {"service": service, "node_id": node_id}
+        for name, value in given.items():
+            if value is not None and not (isinstance(value, str) and 0 < len(value.encode()) <= _MAX_NAME):
+                raise ConfigurationError(f"{name} must be 1 to {_MAX_NAME} bytes, got {_short(value)}")
         if namespace is not None:
             options["namespace"] = namespace
         self.service = service
@@ -398,8 +399,8 @@ class Bus(Router):
     def _checked_timeout(self, timeout: float | None) -> float:
         if timeout is None:
             return self.config.send_timeout
-        if not 0.0 < timeout < float("inf"):
-            raise ConfigurationError(f"timeout must be seconds above 0, got {timeout!r}")
+        if not 0.0 < timeout <= _MAX_TIMEOUT:
+            raise ConfigurationError(f"timeout must be seconds above 0, at most {_MAX_TIMEOUT:,}, got {timeout!r}")
         return timeout
 
 
@@ -412,7 +413,8 @@ def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transp
     return NatsTransport(options, connection)
 
 
-_MAX_NAME = 200  # of a service or a node: they travel in the head of every batch
+_MAX_TIMEOUT = 31_536_000  # a year
+_MAX_NAME = 200  # bytes of a service or a node: they travel in the head of every batch
 
 
 def _short(value: object) -> str:

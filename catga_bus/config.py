@@ -66,6 +66,8 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
         return ConnectionOptions(urls=urls, name=name, **shared)
 
 
+_MAX_INBOX_PREFIX = 128  # it travels in the head of every batch, see wire.BATCH_OVERHEAD
+
 _BOUNDS: dict[str, tuple[float, float]] = {
     "send_timeout": (0.001, 86_400),
     "event_timeout": (0.001, 86_400),
@@ -101,6 +103,10 @@ def checked_config(config: BusConfig | None, options: dict[str, Any]) -> BusConf
         value = getattr(checked, name)
         if not low <= value <= high:
             raise ConfigurationError(f"{name} must be {low:,} to {high:,}, got {value!r}")
+    if len(checked.inbox_prefix.encode()) > _MAX_INBOX_PREFIX:
+        raise ConfigurationError(
+            f"inbox_prefix must be at most {_MAX_INBOX_PREFIX} bytes, got {checked.inbox_prefix!r}"
+        )
     return checked
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import msgspec
 
+from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
 from catga_bus.dispatcher import Delivery, Dispatcher, Station
 from catga_bus.errors import ConfigurationError, DisconnectedError, Outcome
 from catga_bus.frames import encode_frame
 from catga_bus.ids import MessageIds
 from catga_bus.messages import Event, options_of
+from catga_bus.rarely import RareLog
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
 from catga_bus.wire import Kind, MessageFrame, Names, Status, join_batch, token
-
-log = logging.getLogger("catga_bus.fanout")
 
 
 class FanoutStatistics(msgspec.Struct, frozen=True):
@@ -53,6 +53,7 @@ class Fanout:
         ids: Ids for messages that come without.
         service: The queue group of ticks.
         sender: The id of this node, for the heads of batches.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Fanout:
         *,
         service: str,
         sender: str,
+        clock: Clock,
     ) -> None:
         self._transport = transport
         self._coalescer = coalescer
@@ -75,6 +77,7 @@ class Fanout:
         self._ids = ids
         self._service = service
         self._sender = sender
+        self._log = RareLog(logging.getLogger("catga_bus.fanout"), clock)
         self._outlets: dict[type, _Outlet] = {}
         self._stations: dict[str, list[Station]] = {}
         self._durable: set[str] = set()
@@ -189,7 +192,7 @@ class Fanout:
             batch = gate.messages(payload)
         except GateError as error:
             self._rejected += 1
-            log.warning("an event on %s was not let in: %s", subject, error)
+            self._log.warn("gate", "an event on %s was not let in: %s", subject, error)
             return
         sender = batch.head.sender
         size = len(payload) // (len(batch.frames) or 1)
@@ -221,15 +224,16 @@ class Fanout:
                 body=frame.body,
                 size=size,
                 deadline=math.inf,
-                settle=_settled,
+                settle=self._settled,
                 lane=sender if in_order else None,
                 json=json,
             )
             if not self._dispatcher.admit(delivery):
                 self._dropped += 1
 
-
-def _settled(delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
-    """Nobody waits for an answer to an event; what went wrong is in the log."""
-    if status is Status.INVALID:
-        log.warning("%s %s was not handled: %s", delivery.station.type_name, delivery.id, value.message)
+    def _settled(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
+        """Nobody waits for an answer to an event; what went wrong is in the log."""
+        del seconds
+        if status is Status.INVALID:
+            name = delivery.station.type_name
+            self._log.warn(name, "%s %s was not handled: %s", name, delivery.id, value.message)

@@ -111,12 +111,20 @@ class Node:
             clock=clock,
         )
         self.fanout = Fanout(
-            transport, self.outgoing, gate, names, self.dispatcher, ids, service=info.service, sender=info.node_id
+            transport,
+            self.outgoing,
+            gate,
+            names,
+            self.dispatcher,
+            ids,
+            service=info.service,
+            sender=info.node_id,
+            clock=clock,
         )
         types = tuple(entry.type_name for entry in collected.registry.requests())
         facts = NodeFacts(info.service, info.node_id, info.version, "", info.metadata, types)
         self.service_api = ServiceApi(transport, names, inboxes, facts, self._counts, utc_now())
-        self.finder = NodeFinder(transport, names)
+        self.finder = NodeFinder(transport, names, gate)
         # Looked up once, because they are used for every call.
         self.trace = trace_source()
         self.send_timeout = config.send_timeout

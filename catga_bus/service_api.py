@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from catga_bus.codec import DECODE_ERRORS, Gate
 from catga_bus.inboxes import Inboxes
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.wire import QUEUE_RPC, SERVICE_API, Names, service_subjects, token
@@ -140,13 +141,15 @@ class NodeFinder:
     Args:
         transport: The connection.
         names: The namespace; nodes of others are not seen.
+        gate: Lets their answers in.
     """
 
     _MAX_KNOWN = 10_000
 
-    def __init__(self, transport: Transport, names: Names) -> None:
+    def __init__(self, transport: Transport, names: Names, gate: Gate) -> None:
         self._transport = transport
         self._names = names
+        self._gate = gate
         self._known: dict[str, str] = {}
 
     async def find(self, node_id: str, timeout: float) -> str | None:
@@ -180,8 +183,9 @@ class NodeFinder:
 
     def _learn(self, payload: bytes) -> None:
         try:
+            self._gate.json(payload)
             metadata = msgspec.json.decode(payload, type=_Identity).metadata
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        except DECODE_ERRORS:  # the gate's refusal among them
             return
         if metadata.get(NAMESPACE_KEY) != self._names.namespace or len(self._known) >= self._MAX_KNOWN:
             return

@@ -14,6 +14,7 @@ from catga_bus.codec import DECODE_ERRORS, Body, Gate, GateError, explain
 from catga_bus.errors import Code, ConfigurationError, DeadlineExceededError, Outcome, PermissionDeniedError
 from catga_bus.frames import encode_frame
 from catga_bus.messages import options_of, reply_type
+from catga_bus.rarely import RareLog
 from catga_bus.requests import attempts
 from catga_bus.requests.attempts import Phase, Progress, RetryBudget, Verdict
 from catga_bus.requests.grain import grain, smoothed
@@ -33,8 +34,6 @@ from catga_bus.wire import (
     Status,
     join_batch,
 )
-
-log = logging.getLogger("catga_bus.requests")
 
 _SWEEP_SECONDS = 0.01
 # How late a time-out or a retry may be. Looking at one waiting call takes about 50 ns, so 1,024 calls in flight cost
@@ -127,6 +126,7 @@ class Caller:
         self._names = names
         self._sender = sender
         self._clock = clock
+        self._log = RareLog(logging.getLogger("catga_bus.requests"), clock)
         self._rng = rng
         self._loop = asyncio.get_running_loop()
         self._inbox = transport.new_inbox()
@@ -281,7 +281,7 @@ class Caller:
             batch = self._gate.answers(payload)
         except GateError as error:
             self._rejected += 1
-            log.warning("an answer was not let in: %s", error)
+            self._log.warn("gate", "an answer was not let in: %s", error)
             return
         pending = self._pending
         ok = 0

@@ -12,6 +12,7 @@ from catga_bus.dispatcher import Delivery, Dispatcher, Station
 from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
 from catga_bus.inboxes import Inboxes
+from catga_bus.rarely import RareLog
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
 from catga_bus.wire import (
@@ -27,8 +28,6 @@ from catga_bus.wire import (
     join_batch,
     token,
 )
-
-log = logging.getLogger("catga_bus.requests")
 
 _MAX_ANSWER_LANES = 4_096
 # One per client that asks; the lanes are a cache, so forgetting them costs a dictionary entry.
@@ -101,6 +100,7 @@ class Responder:
         self._node_id = node_id
         self._default_timeout = default_timeout
         self._clock = clock
+        self._log = RareLog(logging.getLogger("catga_bus.requests"), clock)
         self._endpoints: dict[str, Endpoint] = {}
         self._by_token: dict[str, str] = {}
         self._lanes: dict[str, Lane] = {}
@@ -159,7 +159,7 @@ class Responder:
         lane = self._lanes.get(head.reply or "") or self._new_lane(head.reply)
         if lane is None:
             self._rejected += 1
-            log.warning("a batch of %s was not run: it may not be answered on %r", head.sender, head.reply)
+            self._log.warn("reply", "a batch of %s was not run: it may not be answered on %r", head.sender, head.reply)
             return
         frames = batch.frames
         self._batches += 1
@@ -236,7 +236,7 @@ class Responder:
         """Take one JSON message from a client that is not a bus; its type is in the subject."""
         if not self._inboxes.allow(reply):
             self._rejected += 1
-            log.warning("a JSON request on %s was not run: it may not be answered on %r", subject, reply)
+            self._log.warn("reply", "a JSON request on %s was not run: it may not be answered on %r", subject, reply)
             return
         type_name = self._by_token.get(subject.rpartition(".")[2], "")
         endpoint = self._endpoints.get(type_name)
@@ -295,20 +295,18 @@ class Responder:
             self._transport.publish(subject, payload, headers=headers)
         except CatgaError as error:
             self._dropped += 1
-            log.warning("an answer to %s was lost: %s", subject, error)
+            self._log.warn("lost", "an answer to %s was lost: %s", subject, error)
 
     def _reject(self, reply: str, reason: str) -> None:
         """Count a payload that was not let in, and say so where there is an inbox."""
         self._rejected += 1
-        log.warning("a request was not let in: %s", reason)
+        self._log.warn("gate", "a request was not let in: %s", reason)
         if self._inboxes.allow(reply) and not self._answers.is_full:
             self._answer_json_fault(reply, Fault(Code.INVALID_MESSAGE, reason))
 
 
 def _not_encodable(delivery: Delivery, error: Exception) -> Fault:
-    text = f"the answer of {delivery.station.name} cannot be encoded: {error}"
-    log.error("%s (%s %s)", text, delivery.station.type_name, delivery.id)
-    return Fault(Code.HANDLER_ERROR, text)
+    return Fault(Code.HANDLER_ERROR, f"the answer of {delivery.station.name} cannot be encoded: {error}")
 
 
 def _too_large(delivery: Delivery, size: int, bound: int) -> Fault:

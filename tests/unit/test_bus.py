@@ -851,9 +851,9 @@ def test_wrong_options_are_named(options: dict[str, Any], text: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 5_120])
 def test_names_of_services_and_nodes_have_bounds(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="service must be 1 to 200"):
+    with pytest.raises(ConfigurationError, match="service must be 1 to 200 bytes"):
         Bus(name)
-    with pytest.raises(ConfigurationError, match="node_id must be 1 to 200"):
+    with pytest.raises(ConfigurationError, match="node_id must be 1 to 200 bytes"):
         Bus("shop", node_id=name)
 
 
