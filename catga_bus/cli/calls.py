@@ -1,17 +1,19 @@
 """`catga send`, `publish` and `broadcast`: one message from the shell."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
 
 from catga_bus.bus import Bus
-from catga_bus.cli.connection import open_door
+from catga_bus.cli.connection import CONNECT_TIMEOUT, open_door
 from catga_bus.cli.exits import ExitCode, exit_code_of, facts_of
 from catga_bus.cli.loading import find_message_class
 from catga_bus.cli.options import (
     ClickCommand,
+    Session,
     debug_option,
     json_option,
     namespace_option,
@@ -19,7 +21,7 @@ from catga_bus.cli.options import (
 )
 from catga_bus.cli.output import print_json, print_value
 from catga_bus.cli.payload import read_payload
-from catga_bus.codec import Body, Gate, explain
+from catga_bus.codec import Body, Gate, GateError, explain
 from catga_bus.errors import CallError, ConfigurationError
 
 _SERVICE = "catga-cli"
@@ -84,7 +86,7 @@ def send(
             async with open_door(url, namespace) as door:
                 return await door.request(type_name, body, timeout)
         message = _typed(module, type_name, body)
-        async with Bus(_SERVICE, url=url, namespace=namespace) as bus:
+        async with _client(url, namespace) as bus:
             result = await bus.send(message, timeout=timeout)
         return result.unwrap()
 
@@ -128,7 +130,7 @@ def publish(
             async with open_door(url, namespace) as door:
                 return await door.tick(type_name, body)
         message = _typed(module, type_name, body)
-        async with Bus(_SERVICE, url=url, namespace=namespace) as bus:
+        async with _client(url, namespace) as bus:
             return await bus.publish(message)
 
     return _finish(call(), _show_told("published", type_name, as_json=as_json), as_json=as_json)
@@ -164,15 +166,22 @@ def broadcast(
             async with open_door(url, namespace) as door:
                 return await door.broadcast(type_name, body)
         message = _typed(module, type_name, body)
-        async with Bus(_SERVICE, url=url, namespace=namespace) as bus:
+        async with _client(url, namespace) as bus:
             return await bus.broadcast(message)
 
     return _finish(call(), _show_told("broadcast", type_name, as_json=as_json), as_json=as_json)
 
 
+def _client(url: str | None, namespace: str) -> Bus:
+    return Bus(_SERVICE, url=url, namespace=namespace, connect_timeout=CONNECT_TIMEOUT)
+
+
 def _typed(module: str, type_name: str, body: bytes) -> Any:
     cls = find_message_class(module, type_name)
-    Gate().json(body)
+    try:
+        Gate().json(body)
+    except GateError as error:
+        raise ConfigurationError(f"no node would take this JSON: {error}") from error
     try:
         return Body(cls).decode_json(body)
     except Exception as error:  # a `__post_init__` of the user's class can raise anything
@@ -180,6 +189,9 @@ def _typed(module: str, type_name: str, body: bytes) -> Any:
 
 
 def _finish(call: Coroutine[Any, Any, Any], show: Callable[[Any], None], *, as_json: bool) -> int:
+    if not click.get_current_context().ensure_object(Session).debug:
+        # What a bus logs while it tries would stand before the one line that says how it ended.
+        logging.basicConfig(handlers=[logging.NullHandler()])
     try:
         value = asyncio.run(call)
     except CallError as error:

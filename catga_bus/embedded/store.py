@@ -63,8 +63,7 @@ class Store:
         except (OSError, ValueError) as error:  # ValueError: a null byte
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigurationError(
-                f"the store {str(path)!r} cannot be made: {reason}; "
-                f"name a directory that can be written"
+                f"the store {str(path)!r} cannot be made: {reason}; name a directory that can be written"
             ) from error
 
     @property
@@ -117,9 +116,7 @@ class Store:
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigurationError(
-                f"the store {str(self.path)!r} cannot be written: {error.strerror}"
-            ) from error
+            raise ConfigurationError(f"the store {str(self.path)!r} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,8 +125,7 @@ class Store:
         except OSError as error:
             os.close(descriptor)
             raise ConfigurationError(
-                f"the store {str(self.path)!r} cannot be locked: {error.strerror}; "
-                f"use a local file system"
+                f"the store {str(self.path)!r} cannot be locked: {error.strerror}; use a local file system"
             ) from error
         return descriptor
 

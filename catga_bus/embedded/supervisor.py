@@ -164,10 +164,7 @@ class Supervisor:
         except OSError:
             lines = []
         telling = [line for line in lines if "[FTL]" in line or "[ERR]" in line]
-        return (
-            " | ".join(line.partition("] ")[2] for line in telling[-3:])
-            or "it left no message in its log"
-        )
+        return " | ".join(line.partition("] ")[2] for line in telling[-3:]) or "it left no message in its log"
 
     def _tidy(self) -> None:
         if self._spec.remove:

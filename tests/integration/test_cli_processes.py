@@ -100,8 +100,11 @@ class Catga:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell starts what it runs in the background with SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={name: value for name, value in os.environ.items() if name not in ("CATGA_URL", "NATS_URL")},
         )
+        self.arguments = arguments
         self.stdin = stdin
         self.before = ""
         self.started.append(self)
@@ -229,6 +232,13 @@ async def test_a_message_that_does_not_fit_its_class_names_the_field(shop: Path,
         assert "expected `str`, got `int`" in err
 
 
+async def test_a_message_that_no_gate_would_let_in_does_not_leave(shop: Path, url: str) -> None:
+    body = '{"sku": "a", "more": [' + "[]," * 20_000 + "[]]}"
+    code, _, err = catga(shop, "send", "Quote", "-", "-m", "shop", "--url", url, *NAMESPACE, stdin=body)
+    assert code == 2
+    assert "20003 arrays and objects; the limit is 10000" in err
+
+
 async def test_a_request_that_nobody_handles_ends_with_1(shop: Path, url: str) -> None:
     for module in ((), ("-m", "shop")):
         code, out, _ = catga(shop, "send", "Quote", '{"sku": "a"}', "--url", url, *NAMESPACE, *module, "--json")
@@ -266,6 +276,8 @@ async def test_a_server_that_is_not_there_ends_with_3_and_its_address(shop: Path
             assert last.startswith("error: ")
             assert url.removeprefix("nats://") in last
             assert "Traceback" not in err
+            if process.arguments[0] != "run":
+                assert err.count("\n") == 1
 
 
 async def test_the_address_comes_from_the_environment(shop: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +366,13 @@ async def test_run_names_the_bus_that_was_meant(shop: Path) -> None:
     code, _, err = catga(shop, "run", "shop:quote")
     assert code == 2
     assert "'shop:quote' is not a Bus, it is of type 'function'; the module has shop:bus" in err
+
+
+async def test_run_refuses_a_url_or_a_node_id_that_no_bus_takes(shop: Path) -> None:
+    for option, value in (("--url", " , "), ("--node-id", ""), ("--node-id", "n" * 1_000)):
+        code, out, err = catga(shop, "run", "shop:bus", option, value)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
 
 
 async def test_run_logs_what_is_asked_for(shop: Path, url: str) -> None:

@@ -345,9 +345,7 @@ async def test_another_port_for_a_store_that_is_served_is_a_clear_error(tmp_path
             await EmbeddedServer(tmp_path, port=port - 1).start()
 
 
-async def test_a_binary_that_is_no_program_is_a_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_binary_that_is_no_program_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "nats-server"
     binary.write_bytes(b"\x7fELF, but no more than that")
     binary.chmod(0o755)
@@ -359,9 +357,7 @@ async def test_a_binary_that_is_no_program_is_a_clear_error(
     assert not server.store.exists()
 
 
-async def test_a_program_that_is_no_server_is_a_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_program_that_is_no_server_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "nats-server"
     binary.write_text("#!/bin/sh\nexit 3\n")
     binary.chmod(0o755)
@@ -370,9 +366,7 @@ async def test_a_program_that_is_no_server_is_a_clear_error(
         await EmbeddedServer().start()
 
 
-async def test_a_server_that_never_gets_ready_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_that_never_gets_ready_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "nats-server"
     binary.write_text("#!/bin/sh\nexec sleep 600\n")
     binary.chmod(0o755)
