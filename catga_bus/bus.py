@@ -86,10 +86,9 @@ class Bus(Router):
         **options: Any,
     ) -> None:
         super().__init__()
-        given: dict[str, object] = {"service": service, "node_id": node_id}
-        for name, value in given.items():
-            if value is not None and not (isinstance(value, str) and 0 < len(value.encode()) <= _MAX_NAME):
-                raise ConfigurationError(f"{name} must be 1 to {_MAX_NAME} bytes, got {_short(value)}")
+        _check_name("service", service)
+        if node_id is not None:
+            _check_name("node_id", node_id)
         if namespace is not None:
             options["namespace"] = namespace
         self.service = service
@@ -417,9 +416,12 @@ _MAX_TIMEOUT = 31_536_000  # a year
 _MAX_NAME = 200  # bytes of a service or a node: they travel in the head of every batch
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}... ({len(text):,} characters)"
+def _check_name(option: str, value: object) -> None:
+    size = len(value.encode("utf-8", "replace")) if isinstance(value, str) else 0
+    if not 0 < size <= _MAX_NAME or str(value).encode("utf-8", "replace").decode() != value:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}... ({size:,} bytes)"
+        raise ConfigurationError(f"{option} must be 1 to {_MAX_NAME} bytes of text, got {shown}")
 
 
 def _as_err(error: CallError) -> Err:

@@ -37,6 +37,7 @@ from catga_bus import (
     TooLargeError,
 )
 from catga_bus.testing import broker_of, eventually
+from catga_bus.wire import Kind, join_batch
 
 
 class Price(msgspec.Struct):
@@ -841,6 +842,7 @@ async def test_namespaces_do_not_hear_each_other(url: str) -> None:
         ({"intake": "many"}, "wrong type"),
         ({"namespace": "a.b"}, "namespace"),
         ({"node_id": ""}, "node_id"),
+        ({"inbox_prefix": "x" * 200}, "inbox_prefix"),
         ({"url": " , "}, "url must name a server"),
     ],
 )
@@ -849,18 +851,35 @@ def test_wrong_options_are_named(options: dict[str, Any], text: str) -> None:
         Bus("shop", **options)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 5_120])
-def test_names_of_services_and_nodes_have_bounds(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "x" * 5_120, "ü" * 101, "\ud800", None, 3])
+def test_names_of_services_and_nodes_have_bounds(name: Any) -> None:
     with pytest.raises(ConfigurationError, match="service must be 1 to 200 bytes"):
         Bus(name)
+    if name is None:
+        return
     with pytest.raises(ConfigurationError, match="node_id must be 1 to 200 bytes"):
         Bus("shop", node_id=name)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan])
+@pytest.mark.parametrize("timeout", [0, -1, 1e30, math.inf, math.nan])
 async def test_a_timeout_is_a_number_of_seconds_above_zero(client: Bus, timeout: float) -> None:
     with pytest.raises(ConfigurationError, match="timeout"):
         await client.send(Quote("a"), timeout=timeout)
+
+
+@pytest.mark.parametrize("inbox", [None, "", "$JS.API.INFO", "catga.rpc.Quote", "elsewhere.a", "_INBOX.", "_INBOX.*"])
+async def test_a_batch_that_may_not_be_answered_where_it_asks_is_not_run(
+    url: str, client: Bus, inbox: str | None
+) -> None:
+    bus = service(url)
+    async with bus:
+        frame = msgspec.msgpack.encode(("id-1", "Quote", None, 1_000, 1, None, Quote("a")))
+        payload = join_batch(Kind.MESSAGES, ("stranger", inbox, 1), [frame])
+        assert client._node is not None
+        client._node.transport.publish("catga.rpc.Quote", payload)
+        await eventually(lambda: bus.statistics().requests.rejected == 1)
+        assert await client.send(Quote("a")) == Ok(Price(1))
+        assert bus.statistics().handlers.handlers[0].ok == 1
 
 
 # -- connection --------------------------------------------------------------------------------------------

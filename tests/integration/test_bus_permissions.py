@@ -1,0 +1,84 @@
+"""What the server does not permit is a typed error at once, not a time-out."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from catga_bus import AuthenticationError, Bus, Event, Ok, PermissionDeniedError, Request
+from catga_bus.testing import eventually
+from tests.servers import NatsServer
+
+pytestmark = pytest.mark.nats
+
+# One user may do all, one may only ask for `Allowed`, one may ask but not serve.
+USERS = """
+authorization { users = [
+  { user: all, password: secret }
+  { user: asker, password: secret, permissions: {
+      publish: ["catga.rpc.Allowed"], subscribe: ["_INBOX.>"] } }
+  { user: asker_of_nodes, password: secret, permissions: {
+      publish: ["catga.rpc.>", "$SRV.>"], subscribe: ["_INBOX.>"] } }
+] }
+"""
+
+
+class Allowed(Request[int]):
+    pass
+
+
+class ForbiddenRequest(Request[int]):
+    pass
+
+
+class Forbidden(Event, durable=False):
+    pass
+
+
+@pytest.fixture
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    with NatsServer(config=USERS) as server:
+        yield server
+
+
+def service(server: NatsServer, user: str) -> Bus:
+    bus = Bus("shop", url=server.url, user=user, password="secret")
+
+    @bus.handler
+    async def allowed(request: Allowed) -> int:
+        return 1
+
+    @bus.handler
+    async def forbidden(request: ForbiddenRequest) -> int:
+        return 2
+
+    return bus
+
+
+async def test_a_request_that_is_not_permitted_raises_at_once_and_the_rest_go_on(server: NatsServer) -> None:
+    async with service(server, "all"), Bus("client", url=server.url, user="asker", password="secret") as client:
+        assert await client.send(Allowed()) == Ok(1)
+        with pytest.raises(PermissionDeniedError, match=r"catga\.rpc\.ForbiddenRequest") as caught:
+            await client.send(ForbiddenRequest(), timeout=60)
+        assert caught.value.subject == "catga.rpc.ForbiddenRequest"
+        await client.publish(Forbidden())  # nobody answers an event: the denial is in the log
+        assert await client.send(Allowed()) == Ok(1)
+        assert client.statistics().calls.in_flight == 0
+
+
+async def test_a_node_that_may_not_subscribe_does_not_start(server: NatsServer) -> None:
+    bus = service(server, "asker_of_nodes")
+    with pytest.raises(PermissionDeniedError, match=r"catga\.rpc\.Allowed"):
+        await bus.start()
+
+
+async def test_wrong_credentials_are_said_at_once(server: NatsServer) -> None:
+    bus = Bus("client", url=server.url, user="all", password="hunter2", connect_timeout=30)
+    with pytest.raises(AuthenticationError) as caught:
+        await bus.start()
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_denied_subject_is_seen_in_the_state_of_the_connection(server: NatsServer) -> None:
+    async with Bus("client", url=server.url, user="asker", password="secret") as client:
+        await client.publish(Forbidden())
+        await eventually(lambda: "catga.tick.Forbidden" in client._connection.denied)
