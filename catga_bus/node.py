@@ -121,7 +121,7 @@ class Node:
             sender=info.node_id,
             clock=clock,
         )
-        types = tuple(entry.type_name for entry in collected.registry.requests())
+        types = self._request_types = tuple(entry.type_name for entry in collected.registry.requests())
         facts = NodeFacts(info.service, info.node_id, info.version, "", info.metadata, types)
         self.service_api = ServiceApi(transport, names, inboxes, facts, self._counts, utc_now())
         self.finder = NodeFinder(transport, names, gate)
@@ -158,6 +158,7 @@ class Node:
         return [
             EndpointCounts(one.type_name, one.ok + one.refused + one.failed, one.failed, one.seconds)
             for one in self.dispatcher.statistics().handlers
+            if one.type_name in self._request_types
         ]
 
     # -- life ----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What the server does not permit is a typed error at once, not a time-out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 import pytest
 
@@ -35,9 +35,8 @@ class Forbidden(Event, durable=False):
 
 
 @pytest.fixture
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    with NatsServer(config=USERS) as server:
-        yield server
+def server(start_server: Callable[..., NatsServer]) -> NatsServer:
+    return start_server(USERS)
 
 
 def service(server: NatsServer, user: str) -> Bus:
