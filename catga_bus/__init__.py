@@ -7,7 +7,6 @@ from catga_bus.blocking import BlockingBus
 from catga_bus.bus import Bus
 from catga_bus.config import BusConfig
 from catga_bus.context import BlockingContext, Context, Outgoing
-from catga_bus.dependencies import Depends
 from catga_bus.errors import (
     AuthenticationError,
     BusStateError,
@@ -29,11 +28,12 @@ from catga_bus.errors import (
     RegistrationError,
     TooLargeError,
 )
+from catga_bus.handlers.dependencies import Depends
+from catga_bus.handlers.router import Router
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
 from catga_bus.pipeline import CallNext, Result
 from catga_bus.result import Err, Ok
-from catga_bus.router import Router
 
 __all__ = [
     "AuthenticationError",

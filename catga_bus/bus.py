@@ -14,12 +14,12 @@ from catga_bus.config import BusConfig, checked_config, server_urls
 from catga_bus.context import Context, Outgoing
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import BusStateError, CallError, Code, ConfigurationError, Outcome, PermissionDeniedError
+from catga_bus.handlers.router import Router
 from catga_bus.ids import new_node_id
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics, ConnectionEvents, Node, NodeInfo
 from catga_bus.pipeline import compose
 from catga_bus.result import Err, Ok
-from catga_bus.router import Router
 from catga_bus.transport.base import ConnectionOptions, Transport
 from catga_bus.transport.memory import MemoryTransport
 from catga_bus.wire import Names

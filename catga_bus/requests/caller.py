@@ -11,8 +11,8 @@ import msgspec
 
 from catga_bus.clock import Clock
 from catga_bus.codec import DECODE_ERRORS, Body, Gate, GateError, explain
+from catga_bus.codec.frames import encode_frame
 from catga_bus.errors import Code, ConfigurationError, DeadlineExceededError, Outcome, PermissionDeniedError
-from catga_bus.frames import encode_frame
 from catga_bus.messages import options_of, reply_type
 from catga_bus.rarely import RareLog
 from catga_bus.requests import attempts

@@ -8,11 +8,11 @@ import msgspec
 
 from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
-from catga_bus.dispatcher import Delivery, Dispatcher, Station
+from catga_bus.dispatch.dispatcher import Delivery, Dispatcher, Station
 from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
-from catga_bus.inboxes import Inboxes
 from catga_bus.rarely import RareLog
+from catga_bus.requests.inboxes import Inboxes
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
 from catga_bus.wire import (

@@ -8,16 +8,16 @@ import msgspec
 import pytest
 
 from catga_bus.context import BlockingContext, Context
-from catga_bus.dependencies import Depends
+from catga_bus.handlers.dependencies import Depends
 from catga_bus.errors import RegistrationError
 from catga_bus.messages import Request
 from catga_bus.result import Err, Ok
-from catga_bus.router import Router
+from catga_bus.handlers.router import Router
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from catga_bus.handlers import Handler
+    from catga_bus.handlers.registry import Handler
 
 
 class Price(msgspec.Struct):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from catga_bus.runner import Runner
+from catga_bus.dispatch.runner import Runner
 from catga_bus.testing import eventually
 
 

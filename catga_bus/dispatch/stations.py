@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args, get_origin
 
 from catga_bus.codec import Body
 from catga_bus.context import BlockingContext, Context
-from catga_bus.dispatcher import Dispatcher, Station
+from catga_bus.dispatch.dispatcher import Dispatcher, Station
+from catga_bus.dispatch.threads import HandlerThreads
 from catga_bus.errors import Code, Outcome, Refused
-from catga_bus.handlers import Handler
+from catga_bus.handlers.registry import Handler
+from catga_bus.handlers.shapes import union_members
 from catga_bus.messages import options_of, reply_type
 from catga_bus.pipeline import InboundMiddleware, Result, compose
 from catga_bus.result import Err, Ok
-from catga_bus.shapes import union_members
-from catga_bus.threads import HandlerThreads
 
 log = logging.getLogger("catga_bus.dispatcher")
 

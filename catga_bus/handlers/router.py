@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar, overload
 import msgspec
 
 from catga_bus.errors import RegistrationError
-from catga_bus.handlers import HandlerOptions, Registry, inspect_handler
+from catga_bus.handlers.registry import HandlerOptions, Registry, inspect_handler
+from catga_bus.handlers.signatures import Function, Kind, kind_of, name_of, place_of
 from catga_bus.pipeline import InboundMiddleware, OutboundMiddleware
-from catga_bus.signatures import Function, Kind, kind_of, name_of, place_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 In = TypeVar("In", bound=InboundMiddleware)

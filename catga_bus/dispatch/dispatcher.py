@@ -17,9 +17,9 @@ import msgspec
 from catga_bus.clock import Clock
 from catga_bus.codec import DECODE_ERRORS, explain
 from catga_bus.context import Context
+from catga_bus.dispatch.runner import Runner
 from catga_bus.errors import RESERVED_CODES, Code, Outcome, Refused
 from catga_bus.result import Err, Ok
-from catga_bus.runner import Runner
 from catga_bus.wire import Fault, Status
 
 log = logging.getLogger("catga_bus.dispatcher")

@@ -33,9 +33,8 @@ import msgspec
 
 from catga_bus.context import BlockingContext, Context
 from catga_bus.errors import RegistrationError
-from catga_bus.messages import MessageMeta
-from catga_bus.shapes import union_members
-from catga_bus.signatures import (
+from catga_bus.handlers.shapes import union_members
+from catga_bus.handlers.signatures import (
     EMPTY,
     Function,
     Kind,
@@ -48,6 +47,7 @@ from catga_bus.signatures import (
     shown,
     signature_of,
 )
+from catga_bus.messages import MessageMeta
 
 Overrides = Mapping[Function, Function]
 """What to run instead of which dependency; read at every call."""

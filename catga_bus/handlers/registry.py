@@ -13,20 +13,10 @@ from typing import Any, Final, NamedTuple, get_origin
 
 import msgspec
 
-from catga_bus.dependencies import Injection, Overrides
 from catga_bus.errors import ConfigurationError, RegistrationError
-from catga_bus.messages import (
-    Command,
-    Event,
-    MessageMeta,
-    MessageOptions,
-    Request,
-    options_of,
-    reply_type,
-)
-from catga_bus.pipeline import InboundMiddleware
-from catga_bus.shapes import fits_reply, union_members, why_not_decodable
-from catga_bus.signatures import (
+from catga_bus.handlers.dependencies import Injection, Overrides
+from catga_bus.handlers.shapes import fits_reply, union_members, why_not_decodable
+from catga_bus.handlers.signatures import (
     EMPTY,
     Function,
     Kind,
@@ -39,6 +29,16 @@ from catga_bus.signatures import (
     shown,
     signature_of,
 )
+from catga_bus.messages import (
+    Command,
+    Event,
+    MessageMeta,
+    MessageOptions,
+    Request,
+    options_of,
+    reply_type,
+)
+from catga_bus.pipeline import InboundMiddleware
 
 MAX_CONCURRENCY: Final = 100_000
 MAX_ATTEMPTS: Final = 1_000

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from catga_bus.codec import DECODE_ERRORS, Gate
-from catga_bus.inboxes import Inboxes
+from catga_bus.requests.inboxes import Inboxes
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.wire import QUEUE_RPC, SERVICE_API, Names, service_subjects, token
 

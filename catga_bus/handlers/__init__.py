@@ -1,0 +1,1 @@
+"""What users register: handlers, routers, middleware and dependencies, and all that is found out about them."""

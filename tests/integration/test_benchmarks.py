@@ -1,0 +1,142 @@
+"""Short runs of every benchmark: they work and measure something. How much is for the benchmarks to say."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_benchmark(*arguments, timeout=120):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def measured(tmp_path, *arguments):
+    file = tmp_path / "raw.json"
+    done = run_benchmark(*arguments, "--quick", "--json", file)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+@pytest.mark.nats
+def test_requests_are_measured_for_every_side_and_number_in_flight(tmp_path):
+    text, raw = measured(tmp_path, "requests", "--seconds", "0.05", "--in-flight", "1,16")
+
+    sides = ["catga", "bare", "faststream", "faststream-64"]
+    rows = {(row["side"], row["in_flight"]): row for row in raw["measurements"]}
+    assert sorted(rows) == sorted((side, level) for side in sides for level in (1, 16))
+    assert all(row["requests_per_second"] > 0 for row in rows.values())
+    assert all(row["requests"] >= 4 * row["in_flight"] for row in rows.values())
+    for side in sides:
+        assert 0 < rows[side, 1]["p50_microseconds"] <= rows[side, 1]["p99_microseconds"]
+    for title in ("one at a time, p50", "one at a time, p99", "1 in flight", "16 in flight", "best of"):
+        assert sum(line.startswith(f"| {title}") for line in text.splitlines()) == 1
+    assert "catga_bus / bare nats-py" in text
+    assert "catga_bus / FastStream" in text
+    assert raw["machine"]["nats_server"] in text
+    assert raw["machine"]["loop"] == "uvloop"
+
+
+@pytest.mark.nats
+def test_only_the_sides_asked_for_are_measured(tmp_path):
+    text, raw = measured(
+        tmp_path, "requests", "--seconds", "0.05", "--in-flight", "4", "--only", "bare", "--rounds", "2"
+    )
+
+    assert [row["round"] for row in raw["measurements"]] == [1, 2]
+    assert {row["side"] for row in raw["measurements"]} == {"bare"}
+    assert "FastStream" not in text.splitlines()[0]
+
+
+@pytest.mark.nats
+def test_memory_is_measured_in_five_parts(tmp_path):
+    text, raw = measured(tmp_path, "memory", "--requests", "2,000")
+
+    assert len(raw["samples"]) == 5
+    assert all(sample["node_rss_bytes"] > 0 < sample["caller_rss_bytes"] for sample in raw["samples"])
+    assert "Growth from" in text
+
+
+@pytest.mark.nats
+def test_an_idle_node_is_watched_beside_a_bare_connection(tmp_path):
+    text, raw = measured(tmp_path, "idle", "--seconds", "0.2")
+
+    assert [sample["process"] for sample in raw["samples"]] == [
+        "node of catga_bus",
+        "bare nats-py, for comparison",
+    ]
+    assert all(sample["rss_bytes"] > 0 <= sample["cpu_percent"] for sample in raw["samples"])
+    assert "% of a core" in text
+
+
+@pytest.mark.nats
+def test_every_caller_of_an_overloaded_node_is_accounted_for(tmp_path):
+    text, raw = measured(tmp_path, "overload", "--seconds", "1")
+
+    flood = raw["flood"]
+    assert flood["hanging"] == 0
+    assert flood["sent"] == sum(flood["outcomes"].values()) > 0
+    assert flood["outcomes"]["ok"] > 0
+    assert raw["peak_rss_bytes"] >= raw["base_rss_bytes"] > 0
+    assert "hanging" in text
+
+
+def test_without_a_server_a_run_fails_within_seconds_and_names_the_address():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_benchmark("requests", "--url", f"nats://{address}", "--quick", timeout=30)
+
+    assert done.returncode == 2
+    assert address in done.stderr
+    assert "docker compose up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_a_nats_server_is_told_apart():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet():
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        port = listener.getsockname()[1]
+        done = run_benchmark("idle", "--url", f"nats://127.0.0.1:{port}", "--quick", timeout=30)
+        greeter.join()
+
+    assert done.returncode == 2
+    assert "no NATS server" in done.stderr
+    assert "SSH-2.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["requests", "--only", "catga,kafka"], "'kafka' is none of catga, bare"),
+        (["requests", "--in-flight", "1,0"], "'0' is not a whole number above zero"),
+        (["requests", "--seconds", "-1"], "'-1' is not a number above zero"),
+        (["requests", "--url", "memory://x"], "'memory://x' is not an address like nats://"),
+        (["requests", "--url", "nats://here:port"], "has no usable port"),
+        (["speed"], "invalid choice: 'speed'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_with_what_is_wanted(arguments, said):
+    done = run_benchmark(*arguments, timeout=30)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
