@@ -6,6 +6,9 @@ from importlib.util import find_spec
 
 import pytest
 
+# So that a failed assertion of the suite shows its values.
+pytest.register_assert_rewrite("catga_bus.testing.transport_contract")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories(

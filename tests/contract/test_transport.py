@@ -1,21 +1,16 @@
 """Both carriers keep the promises of `catga_bus.transport.base`."""
 
-import json
-import os
 import secrets
-import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from catga_bus.testing import Carrier, TransportContract, broker_of, eventually
+from catga_bus.testing import Carrier, TransportContract, broker_of
 from catga_bus.transport.base import ConnectionOptions, Transport, TransportEvents
 from catga_bus.transport.memory import MemoryTransport
+from catga_bus.transport.nats_core import NatsTransport
+from tests.servers import NatsServer
 
 
 class MemoryCarrier(Carrier):
@@ -49,66 +44,6 @@ class TestMemoryTransport(TransportContract):
             yield carrier
 
 
-class NatsServer:
-    """A real server on a port that it keeps when it is started again."""
-
-    def __init__(self, binary: str, directory: Path) -> None:
-        self._binary = binary
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port = -1
-
-    @property
-    def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
-
-    async def start(self) -> None:
-        with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(self._binary, "-a", "127.0.0.1", "-p", str(self.port)),
-                    *("--ports_file_dir", str(self._directory)),
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        address = await eventually(self._address, 10.0, what="the server wrote its address")
-        self.port = int(address.rpartition(":")[2])
-
-    def _address(self) -> str | None:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._directory / "log").read_text()
-        for file in self._directory.glob(f"*_{self._process.pid}.ports"):
-            try:
-                return json.loads(file.read_text())["nats"][0]
-            except ValueError:
-                return None
-        return None
-
-    def send(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture
-def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
-    binary = shutil.which("nats-server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if binary is None:
-        message = "no nats-server: install catga-bus[embedded] or put one on the PATH"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    server = NatsServer(binary, tmp_path)
-    yield server
-    server.kill()
-
-
 class NatsCarrier(Carrier):
     can_stall = True
 
@@ -117,8 +52,6 @@ class NatsCarrier(Carrier):
         self._server = server
 
     def make(self, events: TransportEvents, **options: Any) -> Transport:
-        from catga_bus.transport.nats_core import NatsTransport
-
         urls = (self._server.url,)
         return NatsTransport(ConnectionOptions(urls=urls, reconnect_delay=0.02, **options), events)
 
@@ -126,19 +59,18 @@ class NatsCarrier(Carrier):
         self._server.kill()
 
     async def heal(self) -> None:
-        await self._server.start()
+        self._server.start()
 
     async def stall(self) -> None:
-        self._server.send(signal.SIGSTOP)
+        self._server.freeze()
 
     async def resume(self) -> None:
-        self._server.send(signal.SIGCONT)
+        self._server.thaw()
 
 
 @pytest.mark.nats
 class TestNatsTransport(TransportContract):
     @pytest.fixture
     async def carrier(self, nats_server: NatsServer) -> AsyncIterator[Carrier]:
-        await nats_server.start()
         async with NatsCarrier(nats_server) as carrier:
             yield carrier
