@@ -106,12 +106,32 @@ class Bus(Router):
         self._pid = os.getpid()
         self._node: Node | None = None
         self._server: EmbeddedServer | None = None
+        self._left = 0  # messages that the drain did not finish
         self._connection = ConnectionEvents()
         self._send_through: Callable[[Any, Any], Any] | None = None
         self._fire_through: Callable[[Any, Any], Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Bus {self.service} node {self.node_id} {self._state.name.lower()}>"
+
+    def override(self, *, url: str | None = None, node_id: str | None = None) -> None:
+        """Replace what the program says by what its operator says; before the start only.
+
+        Args:
+            url: As for `Bus`; None leaves it.
+            node_id: As for `Bus`; None leaves it.
+
+        Raises:
+            BusStateError: The bus has started.
+            ConfigurationError: A value cannot be used.
+        """
+        if self._state is not _State.NEW:
+            raise BusStateError(f"{self!r} has started; override before start()")
+        if url is not None:
+            self._urls = server_urls(url)
+        if node_id is not None:
+            _check_name("node_id", node_id)
+            self.node_id = node_id
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -181,9 +201,9 @@ class Bus(Router):
         """
         if self._state in (_State.STARTED, _State.STARTING):
             self._state = _State.DRAINING
-            left = await self._open().drain()
-            if left:
-                log.warning("%s leaves %d messages unfinished", self.node_id, left)
+            self._left = await self._open().drain()
+            if self._left:
+                log.warning("%s leaves %d messages unfinished", self.node_id, self._left)
         await self._close()
 
     async def close(self) -> None:
@@ -211,11 +231,17 @@ class Bus(Router):
         """Drain the bus."""
         await self.drain()
 
-    async def run(self) -> None:
-        """Start, serve until SIGTERM or SIGINT, then drain; a second signal ends the process's work at once."""
+    async def run(self) -> bool:
+        """Start, serve until SIGTERM or SIGINT, then drain; a second signal closes at once.
+
+        Returns:
+            Whether everything that had arrived was finished; False if a second signal or `drain_timeout` cut it off.
+
+        Raises:
+            CatgaError: As `start`.
+        """
         loop = asyncio.get_running_loop()
-        asked = asyncio.Event()
-        hurry = asyncio.Event()
+        asked, hurry = asyncio.Event(), asyncio.Event()
 
         def on_signal(name: str) -> None:
             if asked.is_set():
@@ -228,9 +254,11 @@ class Bus(Router):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
         try:
-            if await _first(self.start(), asked):
-                await asked.wait()
-                await _first(self.drain(), hurry)
+            if not await _first(self.start(), asked):
+                return True  # nothing had been taken in
+            await asked.wait()
+            drained = await _first(self.drain(), hurry)
+            return drained and not self._left
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)

@@ -43,27 +43,15 @@ Examples:
 def run(*, target: str, url: str | None, node_id: str | None, log_level: str) -> int:
     """Import MODULE and run its BUS until SIGTERM or Ctrl-C, then drain: finish and answer what runs.
 
-    A second signal ends it at once. The working directory comes first in the search for modules;
+    A second signal ends it at once; the exit code is 1 if something was left unfinished. The working directory comes first in the search for modules;
     MODULE alone means MODULE:bus. Uses uvloop where it is installed.
     """
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     bus = _load_bus(target)
-    _override(bus, url, node_id)
+    bus.override(url=url, node_id=node_id)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(bus.run())
-    return ExitCode.OK
-
-
-def _override(bus: Bus, url: str | None, node_id: str | None) -> None:
-    """Let the deployment decide where the server is and who this node is, whatever the module was written with.
-
-    A bus reads both when it starts, which it has not yet.
-    """
-    checked = Bus(bus.service, url=url, node_id=node_id)
-    if url is not None:
-        bus._urls = checked._urls  # noqa: SLF001
-    if node_id is not None:
-        bus.node_id = checked.node_id
+        finished = runner.run(bus.run())
+    return ExitCode.OK if finished else ExitCode.FAILED
 
 
 def _load_bus(target: str) -> Bus:

@@ -821,6 +821,17 @@ async def test_closing_ends_waiting_calls_honestly(url: str) -> None:
         gate.set()
 
 
+async def test_an_operator_may_override_address_and_id_before_the_start(url: str) -> None:
+    bus = service("memory://elsewhere")
+    bus.override(url=url, node_id="shop-1")
+    with pytest.raises(ConfigurationError, match="node_id"):
+        bus.override(node_id="")
+    async with bus, Bus("client", url=url) as client:
+        assert await client.send(Quote("a"), node="shop-1") == Ok(Price(1))
+        with pytest.raises(BusStateError, match="override before start"):
+            bus.override(node_id="shop-2")
+
+
 async def test_two_buses_of_a_process_share_nothing(url: str) -> None:
     async with service(url) as one, service(f"memory://{uuid4().hex}") as two:
         assert await one.send(Quote("a")) == Ok(Price(1))
