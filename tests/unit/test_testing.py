@@ -35,7 +35,7 @@ async def test_eventually_sees_what_the_next_turns_of_the_loop_bring() -> None:
 async def test_eventually_fails_with_what_was_missing_and_the_last_value() -> None:
     with pytest.raises(AssertionError, match=r"not within 0\.01 s: three nodes; last value \[\]"):
         await eventually(list, 0.01, what="three nodes")
-    with pytest.raises(AssertionError, match="not within 0.01 s: list"):
+    with pytest.raises(AssertionError, match=r"not within 0\.01 s: list"):
         await eventually(list, 0.01)
 
 
