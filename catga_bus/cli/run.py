@@ -43,8 +43,9 @@ Examples:
 def run(*, target: str, url: str | None, node_id: str | None, log_level: str) -> int:
     """Import MODULE and run its BUS until SIGTERM or Ctrl-C, then drain: finish and answer what runs.
 
-    A second signal ends it at once; the exit code is 1 if something was left unfinished. The working directory comes first in the search for modules;
-    MODULE alone means MODULE:bus. Uses uvloop where it is installed.
+    A second signal ends it at once; the exit code is 1 if something was left unfinished. The working
+    directory comes first in the search for modules; MODULE alone means MODULE:bus. Uses uvloop where it
+    is installed.
     """
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     bus = _load_bus(target)

@@ -91,13 +91,13 @@ class ConnectionOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Transport(Protocol):
     """Carries messages on subjects, at most once, in order per publisher and subject.
 
-    - `publish` never blocks and never suspends: bytes wait in memory until the socket takes them. Who publishes watches
-      `is_behind` and holds back.
-    - A message published while `is_connected` is False is refused with `DisconnectedError`; one accepted just before the
-      connection broke may be lost without a word.
+    - `publish` never blocks and never suspends: bytes wait in memory until the socket takes them. Who
+      publishes watches `is_behind` and holds back.
+    - A message published while `is_connected` is False is refused with `DisconnectedError`; one accepted
+      just before the connection broke may be lost without a word.
     - With several members in a queue group each message goes to one of them, chosen at random.
-    - A message with a reply subject to which nobody is subscribed comes back at once on that reply subject, empty, with the
-      header `Status: 503`.
+    - A message with a reply subject to which nobody is subscribed comes back at once on that reply
+      subject, empty, with the header `Status: 503`.
     - Subjects are checked here: empty tokens, spaces, control characters, wildcards in `publish` and more than 1,024
       bytes are a `ConfigurationError`, before anything reaches the wire.
     - All methods belong to one event loop; the transport is used only there.

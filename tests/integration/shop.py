@@ -1,4 +1,4 @@
-"""A service that the tests run in processes of their own: `python -m tests.integration.shop URL NAMESPACE [NODE_ID]`."""
+"""A service that tests run in processes of its own: `python -m tests.integration.shop URL NAMESPACE [NODE_ID]`."""
 
 import asyncio
 import os

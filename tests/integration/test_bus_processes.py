@@ -165,18 +165,20 @@ async def test_a_server_restarted_under_load_fails_no_call_with_time_left(
 async def test_without_its_server_every_call_ends_honestly_at_its_deadline(
     nats_server: NatsServer, namespace: str
 ) -> None:
-    async with Bus("client", url=nats_server.url, namespace=namespace) as client:
-        async with node(nats_server.url, namespace, "a", client):
-            running = asyncio.create_task(client.send(Sleep(30), timeout=1.0))
-            assert await client.send(Where(), node="a") == Ok("a")
-            nats_server.kill()
-            await eventually(lambda: not client._node.transport.is_connected)  # type: ignore[union-attr]
-            late = await client.send(Where(), timeout=0.2)
-            assert isinstance(late, Err)
-            assert (late.code, late.outcome) == ("DISCONNECTED", "not_run")
-            ended = await running
-            assert isinstance(ended, Err)
-            assert (ended.code, ended.outcome) == ("DISCONNECTED", "unknown")
+    async with (
+        Bus("client", url=nats_server.url, namespace=namespace) as client,
+        node(nats_server.url, namespace, "a", client),
+    ):
+        running = asyncio.create_task(client.send(Sleep(30), timeout=1.0))
+        assert await client.send(Where(), node="a") == Ok("a")
+        nats_server.kill()
+        await eventually(lambda: not client._node.transport.is_connected)  # type: ignore[union-attr]
+        late = await client.send(Where(), timeout=0.2)
+        assert isinstance(late, Err)
+        assert (late.code, late.outcome) == ("DISCONNECTED", "not_run")
+        ended = await running
+        assert isinstance(ended, Err)
+        assert (ended.code, ended.outcome) == ("DISCONNECTED", "unknown")
 
 
 async def test_one_node_killed_with_requests_in_hand_leaves_them_unknown_and_the_rest_go_on(

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from catga_bus.context import BlockingContext, Context
-from catga_bus.handlers.dependencies import Depends
 from catga_bus.errors import RegistrationError
+from catga_bus.handlers.dependencies import Depends
 from catga_bus.handlers.registry import Handler
-from catga_bus.messages import Command, Request
 from catga_bus.handlers.router import Router
+from catga_bus.messages import Command, Request
 
 
 class Price(msgspec.Struct):

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from catga_bus.context import BlockingContext, Context
-from catga_bus.handlers.dependencies import Depends
 from catga_bus.errors import RegistrationError
+from catga_bus.handlers.dependencies import Depends
 from catga_bus.handlers.registry import Handler, HandlerOptions, Registry, inspect_handler
 from catga_bus.messages import Command, Event, Message, Request
 from catga_bus.result import Err, Ok

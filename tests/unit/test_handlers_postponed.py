@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from catga_bus.context import BlockingContext, Context
-from catga_bus.handlers.dependencies import Depends
 from catga_bus.errors import RegistrationError
+from catga_bus.handlers.dependencies import Depends
+from catga_bus.handlers.router import Router
 from catga_bus.messages import Request
 from catga_bus.result import Err, Ok
-from catga_bus.handlers.router import Router
 
 if TYPE_CHECKING:
     from decimal import Decimal

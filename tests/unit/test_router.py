@@ -6,9 +6,9 @@ import pytest
 from catga_bus.context import Context, Outgoing
 from catga_bus.errors import RegistrationError
 from catga_bus.handlers.registry import HandlerOptions
+from catga_bus.handlers.router import Router
 from catga_bus.messages import Event, Request
 from catga_bus.pipeline import CallNext, Result
-from catga_bus.handlers.router import Router
 
 
 class Price(msgspec.Struct):
