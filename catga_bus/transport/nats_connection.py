@@ -13,6 +13,7 @@ things go wrong (each has a test that shows the library failing):
 6. The first connect went on for ever over a dead address, an unreadable file or a bad TLS set-up.
 7. PING overtook what was published before it, so a `flush` proved nothing about that.
 8. Credentials in a seed's URL were not used for the servers that the cluster names.
+9. A server without TLS was talked to in the clear although TLS was asked for.
 """
 
 import asyncio
@@ -64,8 +65,11 @@ _PUSH_BYTES: Final = 262_144
 # that the server works while a long turn goes on. Chosen: at this size the copy costs less than
 # the system call; a tenth of it doubles the calls, ten times more only holds memory.
 
-_DENIED = re.compile(r'permissions violation for (?:publish|subscription)\D*?"(.*?)"', re.I)
+_DENIED = re.compile(r'permissions violation for (?:publish|subscription)[^"]*"((?:[^"\\]|\\.)*)"', re.I)
 # Publish to "a.b" | Publish with Reply of "a.b" to "c" | Subscription to "a.b" using queue "q"
+
+_ESCAPED = re.compile(r"\\(.)")
+# The server quotes as Go does: a quote or a backslash in a subject comes with a backslash before it.
 
 
 class State(Enum):
@@ -98,10 +102,6 @@ class NatsConnection:
         self.max_payload = 1_048_576
         """Bytes; the default of nats-server until a server has said what it takes."""
 
-        self.info: dict[str, Any] = {}
-        """What the server said of itself last."""
-
-        self.reconnects = 0
         self.sink_errors = 0
         """Messages whose sink raised."""
 
@@ -174,6 +174,8 @@ class NatsConnection:
         """Go through the servers until one takes us; `reasons` says why the others did not."""
         while True:
             for server in self._pool.round(self._server):
+                if self.state in _OVER:
+                    raise BusStateError("the transport was closed while it was connecting")
                 try:
                     async with asyncio.timeout(bound):
                         await self._shake_hands(server)
@@ -188,7 +190,7 @@ class NatsConnection:
                     return
                 self._log.write_rarely(
                     logging.WARNING,
-                    "cannot connect to " + server.url,
+                    f"cannot connect to {server.url}",
                     "cannot connect to %s: %s",
                     server.url,
                     reasons[server.url],
@@ -215,11 +217,12 @@ class NatsConnection:
                 hostname=self._options.tls_hostname,
                 greet=lambda info: self._greeting(server, info),
             )
-            if socket.is_lost or self.state in _OVER:
-                raise ConnectionResetError("the connection was lost at once")
         except BaseException:
             socket.abort()
             raise
+        if socket.is_lost or self.state in _OVER:
+            socket.abort()
+            raise ConnectionResetError("the connection was lost at once")
         # No suspension from here on: nobody sees a half-made connection.
         self._socket = socket
         self._server = server
@@ -297,7 +300,6 @@ class NatsConnection:
         await self._pause()
         bound = min(_ATTEMPT_TIMEOUT, self._options.connect_timeout)
         await self._find_server(bound, {}, is_first=False)
-        self.reconnects += 1
         self._log.write(logging.INFO, "back at %s after %.3f s", self.url, self._loop.time() - lost_at)
         self._tell(self._events.on_reconnected, self.url)
 
@@ -472,7 +474,6 @@ class NatsConnection:
 
     def on_info(self, info: dict[str, Any]) -> None:
         """Take note of the limits, of the cluster's servers, and of a server that will stop."""
-        self.info = {**self.info, **info}
         self.max_payload = int(info.get("max_payload", self.max_payload))
         if self._server is not None and info.get("connect_urls"):
             self._pool.learn(info["connect_urls"], self._server)
@@ -483,8 +484,9 @@ class NatsConnection:
         """Report what the server refuses; if it hangs up for it, the loss will name this reason."""
         denied = _DENIED.search(text)
         if denied:
-            self._log.write_rarely(logging.WARNING, "denied " + denied[1], "%s: %s", self.url, text)
-            self._tell(self._events.on_denied, denied[1], text)
+            subject = _ESCAPED.sub(r"\1", denied[1])
+            self._log.write_rarely(logging.WARNING, f"denied {subject}", "%s: %s", self.url, text)
+            self._tell(self._events.on_denied, subject, text)
             return
         self._last_refusal = text
         self._log.write_rarely(logging.WARNING, text, "%s says: %s", self.url, text)
@@ -508,11 +510,6 @@ class NatsConnection:
 
     def on_unrouted(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
         """Drop it: it is late for a subscription that was closed."""
-
-    def report(self, text: str, error: BaseException) -> None:
-        """Log something that went wrong and was survived, and tell the owner."""
-        self._log.write_rarely(logging.WARNING, text, "%s: %r", text, error, error=error)
-        self._tell(self._events.on_error, f"{text}: {error!r}")
 
     def _tell(self, method: Callable[..., None], *args: str) -> None:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from catga_bus.errors import ConfigurationError, DisconnectedError, Outcome, TooLargeError
 from catga_bus.transport.base import ConnectionOptions, Sink, TransportEvents
-from catga_bus.transport.nats_connection import NatsConnection
+from catga_bus.transport.nats_connection import NatsConnection, State
 from catga_bus.transport.nats_protocol import Encoder, encode_headers
 from catga_bus.transport.validation import checked_subject
 
@@ -149,6 +149,10 @@ class NatsTransport:
             TooLargeError: Payload and headers together exceed `max_payload`.
             ConfigurationError: The subject, reply or a header cannot be sent.
         """
+        if type(payload) is not bytes:
+            # A copy, since it may change before the end of the turn; and text fails here rather than
+            # in the middle of everything else that waits for the socket.
+            payload = memoryview(payload).tobytes()
         connection = self._connection
         size = len(payload)
         if headers:
@@ -164,7 +168,7 @@ class NatsTransport:
                 f" {connection.max_payload}",
                 outcome=Outcome.NOT_RUN,
             )
-        if not connection.is_usable:
+        if connection.state is not State.CONNECTED:
             raise _refused(subject, self.url)
         connection.put(head, payload)
 

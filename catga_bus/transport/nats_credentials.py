@@ -6,6 +6,7 @@ the next one.
 
 import base64
 import ssl
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,7 +99,7 @@ def connect_fields(options: ConnectionOptions, server: Server, nonce: str | None
 def _read_credentials(path: str) -> tuple[str, str]:
     lines = _read(path, f"credentials={path!r}").splitlines()
     found: dict[str, str] = {}
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in pairwise(lines):
         for mark in (_JWT_LINE, _SEED_LINE):
             if mark in line:
                 found[mark] = following.strip()
@@ -143,6 +144,6 @@ def _sign(seed: str, nonce: str, what: str) -> tuple[str, str]:
         signature = base64.urlsafe_b64encode(pair.sign(nonce.encode())).rstrip(b"=").decode()
         return signature, pair.public_key.decode()
     except Exception as error:
-        # The library raises its own errors, binascii's and the crypto library's; the text of none
-        # of them is shown, since it may quote the seed.
-        raise ConfigurationError(f"{what} does not hold a usable seed ({type(error).__name__})") from error
+        # The library raises its own errors, binascii's and the crypto library's; neither their text nor they
+        # themselves are shown, since they may quote the seed.
+        raise ConfigurationError(f"{what} does not hold a usable seed ({type(error).__name__})") from None

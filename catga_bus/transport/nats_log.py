@@ -29,7 +29,7 @@ class ConnectionLog:
 
     def write(self, level: int, text: str, *args: object) -> None:
         """Write a line."""
-        _logger.log(level, "%s: " + text, self._name, *args)
+        _logger.log(level, "%s: %s", self._name, text % args)
 
     def write_rarely(self, level: int, kind: str, text: str, *args: object, error: BaseException | None = None) -> None:
         """Write a line unless one of its kind was written within the last second.
@@ -50,4 +50,4 @@ class ConnectionLog:
             self._quiet.clear()
         self._quiet[kind] = (now + _QUIET_SECONDS, 0)
         more = f" ({left_out} more like it before)" if left_out else ""
-        _logger.log(level, "%s: " + text + "%s", self._name, *args, more, exc_info=error)
+        _logger.log(level, "%s: %s%s", self._name, text % args, more, exc_info=error)

@@ -11,7 +11,7 @@ turns any surprise into a connection that looks alive and reads nothing.
 import asyncio
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -30,6 +30,10 @@ DESCRIPTION_HEADER: Final = "Description"
 MAX_LINE_BYTES: Final = 1_048_576
 """Longest line taken from a server. INFO lists the cluster's addresses, so it knows no small bound."""
 
+MAX_MESSAGE_BYTES: Final = 68_157_440
+"""Longest message taken from a server, with its line: 64 MiB, the largest `max_payload` that nats-server takes, and
+1 MiB for the line."""
+
 _HEADER_LINE: Final = b"NATS/1.0"
 _NO_RESPONDERS_BLOCK: Final = b"NATS/1.0 503\r\n\r\n"
 _HEADER_KEY = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -40,18 +44,36 @@ _MAX_PREFIXES: Final = 4_096
 # Subjects whose checked, encoded form is remembered. Answers go to subjects without end, so the
 # memory is thrown away when full; a miss costs about 3 microseconds.
 
-_M, _H, _P, _PLUS, _MINUS, _I = b"MHP+-I"
-# The first bytes of MSG, HMSG, PING or PONG, +OK, -ERR and INFO.
-
 
 class ProtocolError(CatgaError):
     """The peer wrote something that is not the NATS protocol."""
 
 
-class Receiver(Protocol):
-    """What a parser tells; every method returns at once."""
+class ServerInfo(msgspec.Struct, frozen=True):
+    """What a server says of itself, as far as a client has a use for it."""
 
-    def on_info(self, info: dict[str, Any]) -> None:
+    server_name: str = "?"
+    version: str = "?"
+    max_payload: int = 1_048_576
+    """Bytes, headers included."""
+
+    headers: bool = False
+    tls_required: bool = False
+    tls_available: bool = False
+    nonce: str | None = None
+    """To be signed by who comes with a key."""
+
+    connect_urls: tuple[str, ...] = ()
+    """`host:port` of the servers of its cluster."""
+
+    ldm: bool = False
+    """Lame duck mode: it will close its connections and end."""
+
+
+class Receiver(Protocol):
+    """What a parser tells; every method returns at once. What one raises ends the parsing."""
+
+    def on_info(self, info: ServerInfo) -> None:
         """The server described itself."""
 
     def on_ping(self) -> None:
@@ -63,7 +85,7 @@ class Receiver(Protocol):
     def on_err(self, text: str) -> None:
         """The server refused something; the text is without its quotes, in the server's case."""
 
-    def on_unrouted(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
+    def on_unrouted(self, sid: bytes) -> None:
         """A message came that no sink is registered for."""
 
     def on_sink_error(self, subject: str, error: BaseException) -> None:
@@ -73,23 +95,31 @@ class Receiver(Protocol):
 class Parser:
     """Cuts chunks from a server into messages and control lines, whatever the chunk boundaries.
 
-    A message larger than a chunk is gathered in a list and joined once, when its last byte is in.
+    Every byte is looked at a bounded number of times: what is incomplete is gathered in a list and joined once, when
+    its last byte is in.
 
     Args:
-        routes: The sink of each subscription id; looked up per message, so its owner changes it at
-            any time.
-        receiver: Who is told of everything else.
+        receiver: Who is told of everything but messages.
+
+    Attributes:
+        routes: The sink of each subscription id; looked up per message, so its owner changes it at any time.
     """
 
-    __slots__ = ("_held", "_held_bytes", "_needed_bytes", "_receiver", "_routes")
+    __slots__ = ("_held", "_held_bytes", "_needed_bytes", "_receiver", "routes")
 
-    def __init__(self, routes: Mapping[bytes, Sink], receiver: Receiver) -> None:
-        self._routes = routes
+    def __init__(self, receiver: Receiver) -> None:
+        self.routes: Mapping[bytes, Sink] = {}
         self._receiver = receiver
-        # Chunks of an unfinished message or line; parsed again only when `_needed_bytes` are there.
+        # Chunks of an unfinished message or line; parsed again only when `_needed_bytes` are there, or the end of
+        # the line where that is 0.
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._needed_bytes = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that came has been told."""
+        return not self._held
 
     def feed(self, data: bytes) -> None:
         """Take a chunk.
@@ -100,7 +130,11 @@ class Parser:
         if self._held:
             self._held.append(data)
             self._held_bytes += len(data)
-            if self._held_bytes < self._needed_bytes:
+            if self._needed_bytes:
+                if self._held_bytes < self._needed_bytes:
+                    return
+            elif b"\n" not in data:
+                _check_line(self._held_bytes)
                 return
             data = b"".join(self._held)
             self._held.clear()
@@ -113,19 +147,20 @@ class Parser:
         """Handle all that is complete and return the rest, with `_needed_bytes` set for it."""
         # The hot path of the whole receiving side: locals, one `find` and one `split` per message,
         # and no function of ours between here and the sink.
-        routes = self._routes
         find = data.find
+        starts = data.startswith
         end = len(data)
         at = 0
         while at < end:
             line_end = find(CRLF, at)
             if line_end < 0:
-                if end - at > MAX_LINE_BYTES:
-                    raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
-                self._needed_bytes = end - at + 1
+                if find(b"\n", at) >= 0:
+                    raise _unreadable(data[at:])
+                _check_line(end - at)
+                self._needed_bytes = 0
                 return data[at:]
-            if data[at] != _M:
-                if data[at] != _H:
+            if not starts(b"MSG ", at):
+                if not starts(b"HMSG ", at):
                     self._control(data[at:line_end])
                     at = line_end + 2
                     continue
@@ -146,12 +181,14 @@ class Parser:
             except ValueError:
                 raise _unreadable(data[at:line_end]) from None
             if stop + 2 > end:
-                self._needed_bytes = stop + 2 - at
+                self._needed_bytes = _checked_bytes(stop + 2 - at)
                 return data[at:]
+            if stop < start or not starts(CRLF, stop):
+                raise _unreadable(data[at:line_end])
             at = stop + 2
-            sink = routes.get(sid)
+            sink = self.routes.get(sid)
             if sink is None:
-                self._receiver.on_unrouted(sid, subject, reply, data[start:stop], b"")
+                self._receiver.on_unrouted(sid)
                 continue
             try:
                 sink(
@@ -178,41 +215,55 @@ class Parser:
             stop = start + int(size)
         except ValueError:
             raise _unreadable(data[at:line_end]) from None
+        if not start <= body <= stop:
+            raise _unreadable(data[at:line_end])
         if stop + 2 > len(data):
-            self._needed_bytes = stop + 2 - at
+            self._needed_bytes = _checked_bytes(stop + 2 - at)
             return -1
-        sink = self._routes.get(sid)
+        if not data.startswith(CRLF, stop):
+            raise _unreadable(data[at:line_end])
+        sink = self.routes.get(sid)
         if sink is None:
-            self._receiver.on_unrouted(sid, subject, reply, data[body:stop], data[start:body])
+            self._receiver.on_unrouted(sid)
             return stop + 2
         name = subject.decode("utf-8", "replace")
+        headers = parse_headers(data[start:body])
         try:
-            sink(
-                name,
-                data[body:stop],
-                reply.decode("utf-8", "replace"),
-                parse_headers(data[start:body]),
-            )
+            sink(name, data[body:stop], reply.decode("utf-8", "replace"), headers)
         except (Exception, asyncio.CancelledError) as error:
             self._receiver.on_sink_error(name, error)
         return stop + 2
 
     def _control(self, line: bytes) -> None:
-        word = line.split(None, 1)[0] if line.strip() else b""
+        word, _, rest = line.partition(b" ")
         if word == b"PING":
             self._receiver.on_ping()
         elif word == b"PONG":
             self._receiver.on_pong()
         elif word == b"-ERR":
-            self._receiver.on_err(line[4:].decode("utf-8", "replace").strip().strip("'"))
+            self._receiver.on_err(rest.decode("utf-8", "replace").strip().strip("'"))
         elif word == b"INFO":
             try:
-                info = msgspec.json.decode(line[4:], type=dict[str, Any])
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise ProtocolError(f"INFO that is not JSON: {error}") from error
+                info = _decode_info(rest)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise ProtocolError(f"an INFO that cannot be read: {error}") from None
             self._receiver.on_info(info)
         elif word != b"+OK":
             raise _unreadable(line)
+
+
+_decode_info = msgspec.json.Decoder(ServerInfo).decode
+
+
+def _check_line(size: int) -> None:
+    if size > MAX_LINE_BYTES:
+        raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
+
+
+def _checked_bytes(size: int) -> int:
+    if size > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of {size} bytes; no server sends more than {MAX_MESSAGE_BYTES}")
+    return size
 
 
 def _unreadable(line: bytes) -> ProtocolError:
@@ -220,7 +271,7 @@ def _unreadable(line: bytes) -> ProtocolError:
 
 
 def parse_headers(block: bytes) -> dict[str, str] | None:
-    """Return the headers of a message, or None if there are none.
+    r"""Return the headers of a message, or None if there are none.
 
     Decoded once and cut as text. Values are trimmed; of headers with the same name the last wins; what is
     not UTF-8 becomes U+FFFD. An inline status (`NATS/1.0 503`) becomes the header `Status`, the
@@ -230,7 +281,7 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
         block: From `NATS/1.0` to the empty line.
 
     Example:
-        >>> parse_headers(b"NATS/1.0 404 No Messages\\r\\nA: 1\\r\\n\\r\\n")
+        >>> parse_headers(b"NATS/1.0 404 No Messages\r\nA: 1\r\n\r\n")
         {'Status': '404', 'Description': 'No Messages', 'A': '1'}
     """
     if block == _NO_RESPONDERS_BLOCK:
@@ -251,7 +302,7 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
-    """Return the header block of a message.
+    r"""Return the header block of a message.
 
     Args:
         headers: Names of RFC 7230 token characters; values without line breaks and NUL.
@@ -261,13 +312,13 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
 
     Example:
         >>> encode_headers({"A": "1"})
-        b'NATS/1.0\\r\\nA: 1\\r\\n\\r\\n'
+        b'NATS/1.0\r\nA: 1\r\n\r\n'
     """
     lines = ["NATS/1.0"]
     for name, value in headers.items():
         if not _HEADER_KEY.fullmatch(name):
             raise ConfigurationError(f"header {name!r} cannot be sent: a name is letters, digits and !#$%&'*+-.^_`|~")
-        if _BAD_IN_HEADER_VALUE.search(value):
+        if not isinstance(value, str) or _BAD_IN_HEADER_VALUE.search(value):
             raise ConfigurationError(
                 f"header {name!r} cannot be sent: its value {value!r} must be a string without line breaks and NUL"
             )
@@ -280,8 +331,15 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
 
 
 def encode_subscribe(subject: str, queue: str, sid: int) -> bytes:
-    """Return the SUB line."""
-    return f"SUB {subject} {queue} {sid}\r\n".encode()
+    """Return the SUB line.
+
+    Raises:
+        ConfigurationError: The subject or the queue group is not text that can be encoded.
+    """
+    try:
+        return f"SUB {subject} {queue} {sid}\r\n".encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"subject {subject!r}, queue {queue!r}: cannot be sent: {error}") from error
 
 
 def encode_unsubscribe(sid: int) -> bytes:

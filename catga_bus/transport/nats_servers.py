@@ -2,6 +2,7 @@
 
 import ipaddress
 import random
+import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -12,6 +13,9 @@ from catga_bus.errors import ConfigurationError
 DEFAULT_PORT = 4222
 
 _TLS_BY_SCHEME = {"nats": False, "tls": True}
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -54,8 +58,9 @@ def parse_server(url: str) -> Server:
     shown = redacted(url)
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
-    except ValueError as error:
-        raise ConfigurationError(f"address {shown!r} cannot be read: {error}") from error
+    except ValueError:
+        # Neither its text nor itself: both quote what may be a password.
+        raise ConfigurationError(f"address {shown!r} cannot be read; write nats://host:port") from None
     if parts.scheme not in _TLS_BY_SCHEME:
         raise ConfigurationError(f"address {shown!r}: the scheme must be nats:// or tls://, not {parts.scheme}://")
     if "," in parts.netloc.rpartition("@")[2]:
@@ -77,14 +82,15 @@ def parse_server(url: str) -> Server:
 def _port_of(parts: SplitResult, shown: str) -> int:
     try:
         return parts.port if parts.port is not None else DEFAULT_PORT
-    except ValueError as error:
-        raise ConfigurationError(f"address {shown!r}: the port is not 1 to 65535") from error
+    except ValueError:
+        raise ConfigurationError(f"address {shown!r}: the port is not 1 to 65535") from None
 
 
 def redacted(url: str) -> str:
     """Return an address, however broken, without what may be credentials."""
-    scheme, separator, rest = url.rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    scheme = _SCHEME.match(url)
+    start = scheme.end() if scheme else 0
+    return url[:start] + url[start:].rpartition("@")[2]
 
 
 class ServerPool:
@@ -115,7 +121,8 @@ class ServerPool:
         """
         servers = [*self.seeds, *self._discovered]
         self._rng.shuffle(servers)
-        servers.sort(key=lambda server: server == last)
+        if last is not None:
+            servers.sort(key=lambda server: (server.host, server.port) == (last.host, last.port))
         return servers
 
     def learn(self, addresses: Iterable[str], source: Server) -> None:
@@ -128,6 +135,7 @@ class ServerPool:
             addresses: `host:port` each; what cannot be read is left out.
             source: The server that named them.
         """
+        tls_name = source.tls_name or (None if _is_ip(source.host) else source.host)
         known = {(seed.host, seed.port) for seed in self.seeds}
         found: dict[tuple[str, int], Server] = {}
         for address in addresses:
@@ -143,7 +151,7 @@ class ServerPool:
                 tls=source.tls,
                 user=source.user,
                 password=source.password,
-                tls_name=(source.tls_name or source.host) if _is_ip(named.host) else None,
+                tls_name=tls_name if _is_ip(named.host) else None,
             )
         self._discovered = tuple(found.values())
 

@@ -11,7 +11,7 @@ import contextlib
 import re
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from catga_bus.errors import AuthenticationError, CatgaError
 from catga_bus.transport.base import Sink
@@ -171,8 +171,7 @@ class NatsSocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without deriving from it
         self._limit_writes()
 
     def data_received(self, data: bytes) -> None:
