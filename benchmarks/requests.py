@@ -1,0 +1,297 @@
+"""Requests: latency one at a time, throughput with many in flight, beside other ways to do it.
+
+Every round starts all workers and clients anew, each in its own process, and goes through the
+numbers in flight; at each number the sides take their turns one right after the other, in an order
+that rotates from round to round. What disturbs the machine so disturbs all sides alike, and ratios
+are taken per round.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+
+from benchmarks.load import Run
+from benchmarks.options import positive_integer, positive_integers, positive_number
+from benchmarks.processes import RoleProcess
+from benchmarks.reporting import Progress, Report, figure, figure_with_spread, markdown_table
+from benchmarks.server import Server
+from benchmarks.statistics import Spread, Target, ratio_by_round, requests_for, spread
+
+HELP = "latency and throughput beside bare nats-py and FastStream"
+
+_WORKERS_OF_FASTSTREAM = 64  # as many as a handler of catga_bus runs side by side by default
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One way to send a request."""
+
+    title: str
+    module: str
+    worker_options: dict[str, Any] = field(default_factory=dict)
+    wanted_throughput: Target | None = None
+    """What catga_bus should reach as a multiple of this side."""
+
+
+SIDES = {
+    "catga": Side("catga_bus", "benchmarks.sides.catga"),
+    "bare": Side("bare nats-py", "benchmarks.sides.bare", {}, Target(2.5, aim=5.0)),
+    "faststream": Side("FastStream", "benchmarks.sides.faststream", {}, Target(35.0, aim=80.0)),
+    "faststream-64": Side(
+        f"FastStream, {_WORKERS_OF_FASTSTREAM} workers",
+        "benchmarks.sides.faststream",
+        {"max_workers": _WORKERS_OF_FASTSTREAM},
+        Target(35.0, aim=80.0),
+    ),
+}
+"""In the order of the columns; catga_bus is what the others are compared with."""
+
+WANTED_LATENCY = Target(1.3, aim=1.1, higher_is_better=False)
+"""Of the median of one request at a time, as a multiple of bare nats-py."""
+
+TARGETED_IN_FLIGHT = (256, 1024)
+"""The numbers in flight whose throughput has a target, besides each side's best."""
+
+# A slow machine may need several times what was asked for; a hang needs for ever.
+_PATIENCE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One side at one number in flight in one round."""
+
+    round: int
+    side: str
+    in_flight: int
+    run: Run
+    client_cpu_seconds: float
+    worker_cpu_seconds: float
+    server_cpu_seconds: float | None
+    """None where the server is not ours to look at."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it for the raw data."""
+        values = asdict(self)
+        run = values.pop("run")
+        return values | run | {"requests_per_second": self.run.requests_per_second}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--rounds", type=positive_integer, help="rounds (default: 5; quick: 1)", metavar="N")
+    parser.add_argument(
+        "--in-flight",
+        type=positive_integers,
+        default=(1, 16, 256, 1024),
+        metavar="N,N,...",
+        help="how many requests are on their way at once (default: 1,16,256,1024)",
+    )
+    parser.add_argument(
+        "--only",
+        type=_sides,
+        default=tuple(SIDES),
+        metavar="SIDE,SIDE,...",
+        help=f"which sides to measure (default: {','.join(SIDES)})",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive_number,
+        help="how long one measurement lasts, about (default: 1.5; quick: 0.3)",
+        metavar="S",
+    )
+
+
+def run(options: argparse.Namespace, server: Server, progress: Progress) -> Report:
+    """Measure, and report."""
+    rounds = options.rounds if options.rounds is not None else 1 if options.quick else 5
+    seconds = options.seconds if options.seconds is not None else 0.3 if options.quick else 1.5
+    progress.expect(rounds * len(options.in_flight) * len(options.only))
+    measured: list[Measurement] = []
+    for number in range(1, rounds + 1):
+        shift = (number - 1) % len(options.only)
+        order = options.only[shift:] + options.only[:shift]
+        measured += _measure_round(number, order, options.in_flight, seconds, server, progress)
+    settings = {
+        "rounds": rounds,
+        "seconds": seconds,
+        "in_flight": options.in_flight,
+        "sides": options.only,
+    }
+    raw = {"settings": settings, "measurements": [each.as_json() for each in measured]}
+    return Report(_Tables(options.only, options.in_flight, measured).markdown(), raw)
+
+
+def _measure_round(
+    number: int,
+    order: Sequence[str],
+    levels: Sequence[int],
+    seconds: float,
+    server: Server,
+    progress: Progress,
+) -> Iterator[Measurement]:
+    with ExitStack() as stack:
+        pairs = {key: _start(key, server, stack) for key in order}
+        for in_flight in levels:
+            for key in order:
+                title = SIDES[key].title
+                progress.step(f"round {number}: {in_flight:,} in flight, {title}")
+                yield _measure(number, key, in_flight, seconds, pairs[key], server)
+
+
+def _start(key: str, server: Server, stack: ExitStack) -> tuple[RoleProcess, RoleProcess]:
+    side = SIDES[key]
+    # A namespace for each side, or the workers of both kinds of FastStream would share their work.
+    where = {"url": server.url, "namespace": f"{server.namespace}-{key}"}
+    worker = RoleProcess(f"{side.module}:Worker", **where, **side.worker_options)
+    stack.enter_context(worker)
+    client = stack.enter_context(RoleProcess(f"{side.module}:Client", **where))
+    return client, worker
+
+
+def _measure(
+    number: int,
+    side: str,
+    in_flight: int,
+    seconds: float,
+    pair: tuple[RoleProcess, RoleProcess],
+    server: Server,
+) -> Measurement:
+    client, worker = pair
+    patience = _PATIENCE_SECONDS + 10 * seconds
+    rate = client.call("calibrate", timeout=patience, in_flight=in_flight, seconds=seconds / 4)
+    requests = requests_for(rate, seconds, in_flight=in_flight)
+    before = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server)]
+    result = client.call("measure", timeout=patience, in_flight=in_flight, requests=requests)
+    after = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server)]
+    of_client, of_worker, of_server = (end - begin for begin, end in zip(before, after, strict=True))
+    return Measurement(
+        number,
+        side,
+        in_flight,
+        result,
+        of_client,
+        of_worker,
+        None if server.pid is None else of_server,
+    )
+
+
+def _server_cpu_seconds(server: Server) -> float:
+    if server.pid is None:
+        return 0.0
+    times = psutil.Process(server.pid).cpu_times()
+    return float(times.user + times.system)
+
+
+class _Tables:
+    """Turns measurements into Markdown."""
+
+    def __init__(self, sides: Sequence[str], levels: Sequence[int], measured: Sequence[Measurement]) -> None:
+        self._sides = [key for key in SIDES if key in sides]
+        self._levels = levels
+        self._measured = measured
+        self._others = [key for key in self._sides if key != "catga"] if "catga" in sides else []
+
+    def markdown(self) -> str:
+        """Return all tables."""
+        parts = [self._main_table(), self._processor_table()]
+        verdicts = self._verdicts()
+        if verdicts:
+            headers = ["target", "at least", "aim", "measured", "verdict"]
+            parts.append(markdown_table(headers, verdicts))
+        return "\n\n".join(parts)
+
+    def _main_table(self) -> str:
+        titles = [SIDES[key].title for key in self._sides]
+        ratios = [f"catga_bus / {SIDES[key].title}" for key in self._others]
+        rows = []
+        if 1 in self._levels:
+            rows.append(self._row("one at a time, p50, µs", self._latency("p50_microseconds")))
+            rows.append(self._row("one at a time, p99, µs", self._latency("p99_microseconds")))
+        rows += [self._row(f"{level:,} in flight, requests/s", self._throughput(level)) for level in self._levels]
+        if len(self._levels) > 1:
+            rows.append(self._row("best of these, requests/s", self._best()))
+        return markdown_table(["", *titles, *ratios], rows)
+
+    def _row(self, title: str, values: dict[str, list[float]]) -> list[str]:
+        cells = [figure_with_spread(spread(values[key])) for key in self._sides]
+        ratios = [figure_with_spread(ratio_by_round(values["catga"], values[key]), " x") for key in self._others]
+        return [title, *cells, *ratios]
+
+    def _processor_table(self) -> str:
+        """Show whose processor time a request takes: what throughput is made of on few cores."""
+        level = max(self._levels)
+        rows = []
+        for key in self._sides:
+            own = [each for each in self._measured if (each.side, each.in_flight) == (key, level)]
+            cells = [
+                self._microseconds_per_request(own, name)
+                for name in ("client_cpu_seconds", "worker_cpu_seconds", "server_cpu_seconds")
+            ]
+            rows.append([SIDES[key].title, *cells])
+        head = f"processor time per request at {level:,} in flight, µs"
+        return markdown_table([head, "client", "worker", "nats-server"], rows)
+
+    def _microseconds_per_request(self, measured: Sequence[Measurement], name: str) -> str:
+        values = [(getattr(each, name), each.run.requests) for each in measured]
+        if any(seconds is None for seconds, _ in values):
+            return "not ours"
+        return figure_with_spread(spread([seconds / count * 1e6 for seconds, count in values]))
+
+    def _verdicts(self) -> list[list[str]]:
+        rows = []
+        for key in self._others:
+            wanted = SIDES[key].wanted_throughput
+            for level in TARGETED_IN_FLIGHT:
+                if wanted and level in self._levels:
+                    name = f"requests/s, {level:,} in flight, against {SIDES[key].title}"
+                    rows.append(self._verdict(name, key, self._throughput(level), wanted))
+            if wanted and len(self._levels) > 1:
+                name = f"requests/s, best against best, against {SIDES[key].title}"
+                rows.append(self._verdict(name, key, self._best(), wanted))
+        if "bare" in self._others and 1 in self._levels:
+            name = "p50 of one at a time, against bare nats-py (at most)"
+            rows.append(self._verdict(name, "bare", self._latency("p50_microseconds"), WANTED_LATENCY))
+        return rows
+
+    def _verdict(self, name: str, other: str, values: dict[str, list[float]], wanted: Target) -> list[str]:
+        ratio: Spread = ratio_by_round(values["catga"], values[other])
+        aim = "" if wanted.aim is None else f"{figure(wanted.aim)} x"
+        return [
+            name,
+            f"{figure(wanted.required)} x",
+            aim,
+            figure_with_spread(ratio, " x"),
+            wanted.verdict(ratio.median),
+        ]
+
+    def _latency(self, name: str) -> dict[str, list[float]]:
+        return {
+            key: [getattr(each.run, name) for each in self._measured if (each.side, each.in_flight) == (key, 1)]
+            for key in self._sides
+        }
+
+    def _throughput(self, level: int) -> dict[str, list[float]]:
+        return {
+            key: [
+                each.run.requests_per_second for each in self._measured if (each.side, each.in_flight) == (key, level)
+            ]
+            for key in self._sides
+        }
+
+    def _best(self) -> dict[str, list[float]]:
+        by_level = [self._throughput(level) for level in self._levels]
+        return {
+            key: [max(rates) for rates in zip(*(rates[key] for rates in by_level), strict=True)] for key in self._sides
+        }
+
+
+def _sides(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in SIDES:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SIDES)}")
+    return tuple(key for key in SIDES if key in names)
