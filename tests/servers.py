@@ -151,6 +151,8 @@ class NatsServer:
         """Let it do nothing more while its sockets stay open (SIGSTOP), as behind a cut cable."""
         self.send(signal.SIGSTOP)
         self._is_frozen = True
+        # The signal reaches one thread after the other; until the last has stopped the server goes on reading.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """End `freeze`; without one this does nothing."""

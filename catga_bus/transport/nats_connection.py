@@ -18,43 +18,25 @@ things go wrong (each has a test that shows the library failing):
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import re
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
-from catga_bus.errors import (
-    AuthenticationError,
-    BusStateError,
-    CatgaError,
-    ConfigurationError,
-    DisconnectedError,
-    Outcome,
-)
+from catga_bus.clock import monotonic
+from catga_bus.errors import BusStateError, DisconnectedError, Outcome
+from catga_bus.rarely import RareLog
 from catga_bus.transport.base import ConnectionOptions, Sink, TransportEvents
-from catga_bus.transport.nats_credentials import connect_fields, tls_context, wants_tls
-from catga_bus.transport.nats_log import ConnectionLog
-from catga_bus.transport.nats_protocol import CRLF, PING, encode_subscribe, encode_unsubscribe
-from catga_bus.transport.nats_servers import Server, ServerPool, redacted
-from catga_bus.transport.nats_socket import NatsSocket, describe
-
-_MAX_DELAY: Final = 2.0
-# Longest pause between two rounds through the servers, in seconds.
-
-_STABLE_SECONDS: Final = 2.0
-# A connection that lived this long was a good one: the next loss starts with the short delay again.
+from catga_bus.transport.nats_dialer import Dialed, Dialer
+from catga_bus.transport.nats_protocol import CRLF, PING, ServerInfo, encode_subscribe, encode_unsubscribe
+from catga_bus.transport.nats_servers import Server, redacted
+from catga_bus.transport.nats_socket import NatsSocket
 
 _MAX_SILENT_PINGS: Final = 2
 # Missed answers in a row that make a connection lost.
-
-_ATTEMPT_TIMEOUT: Final = 1.0
-# Bound of the first attempts to come back, per server, in seconds; doubles per round up to
-# `connect_timeout`. A frozen server accepts and says nothing, so it costs this much per round.
 
 _GOODBYE_TIMEOUT: Final = 1.5
 _HANG_UP_TIMEOUT: Final = 0.2
@@ -72,6 +54,13 @@ _ESCAPED = re.compile(r"\\(.)")
 # The server quotes as Go does: a quote or a backslash in a subject comes with a backslash before it.
 
 
+_HANGS_UP_WITHIN: Final = 1.0
+# A loss within this many seconds of a refusal is the refusal's doing. The server hangs up at once; longer would blame
+# a loss on a refusal that it survived.
+
+_log = logging.getLogger("catga_bus.transport")
+
+
 class State(Enum):
     """Where a connection stands."""
 
@@ -85,9 +74,6 @@ class State(Enum):
     ENDED = "ended"
 
 
-_OVER: Final = (State.ENDING, State.ENDED)
-
-
 class NatsConnection:
     """Connected to a cluster or coming back to it, from `open` to `end`.
 
@@ -99,7 +85,7 @@ class NatsConnection:
 
     def __init__(self, options: ConnectionOptions, events: TransportEvents, rng: random.Random) -> None:
         self.state = State.NEW
-        self.max_payload = 1_048_576
+        self.max_payload = ServerInfo().max_payload
         """Bytes; the default of nats-server until a server has said what it takes."""
 
         self.sink_errors = 0
@@ -109,6 +95,7 @@ class NatsConnection:
         self._options = options
         self._events = events
         self._rng = rng
+        self._rare_log = RareLog(_log, monotonic)
         # By subscription id, as the server writes it: the sink, and the SUB line that asks for it.
         self._routes: dict[bytes, Sink] = {}
         self._interests: dict[bytes, bytes] = {}
@@ -120,146 +107,84 @@ class NatsConnection:
         self._answers: deque[asyncio.Future[bool] | None] = deque()
         self._silent_pings = 0
         self._ping_timer: asyncio.TimerHandle | None = None
-        self._delay = options.reconnect_delay
         self._connected_at = 0.0
-        self._last_refusal = ""
+        self._refusal = ""
+        self._refused_at = 0.0
+        # The bound of `open` while it runs, so that `end` can cut it short.
+        self._opening: asyncio.Timeout | None = None
         self._return_task: asyncio.Task[None] | None = None
+        self._end_task: asyncio.Task[None] | None = None
         self._server: Server | None = None
         self._socket: NatsSocket | None = None
         # Set by `open`.
         self._loop: asyncio.AbstractEventLoop
-        self._log: ConnectionLog
-        self._pool: ServerPool
+        self._dialer: Dialer
 
     # Opening.
 
     async def open(self) -> None:
         """Connect within `connect_timeout`, trying every seed; afterwards come back for ever.
 
+        One that failed or was cancelled may be tried again.
+
         Raises:
             DisconnectedError: No server took us in time; the text says why for each.
             AuthenticationError: A server refused the credentials.
             ConfigurationError: An address or a file cannot be used.
-            BusStateError: It was opened before.
+            BusStateError: It was opened before, or was ended meanwhile.
         """
         if self.state is not State.NEW:
             raise BusStateError("the transport connects once; make a new one")
         self._loop = asyncio.get_running_loop()
-        self._log = ConnectionLog(self._options.name, self._loop.time)
-        self._pool = ServerPool(self._options.urls, self._rng)
-        # What cannot work is found here, once, and not as one more reason why nobody answers.
-        connect_fields(self._options, self._pool.seeds[0], "probe")
-        if wants_tls(self._options):
-            tls_context(self._options)
+        self._dialer = Dialer(self._options, self._rng, self._rare_log, self._make_socket)
         self.state = State.CONNECTING
-        reasons: dict[str, str] = {}
-        timeout = self._options.connect_timeout
-        # Every seed gets its turn, also when the ones before it accept and say nothing.
-        bound = 0.9 * timeout / len(self._pool.seeds)
         try:
-            async with asyncio.timeout(timeout):
-                await self._find_server(bound, reasons, is_first=True)
+            async with asyncio.timeout(self._options.connect_timeout) as self._opening:
+                self._adopt(await self._dialer.first())
         except TimeoutError:
-            for seed in self._pool.seeds:
-                reasons.setdefault(seed.url, describe(TimeoutError()))
-            tried = ", ".join(f"{url} ({reason})" for url, reason in reasons.items())
-            raise DisconnectedError(
-                f"no NATS server could be used within {timeout} s: {tried}", outcome=Outcome.NOT_RUN
-            ) from None
+            self._check_not_ended()
+            raise self._not_in_time() from None
         finally:
+            self._opening = None
             if self.state is State.CONNECTING:
                 self.state = State.NEW
 
-    async def _find_server(self, bound: float, reasons: dict[str, str], *, is_first: bool) -> None:
-        """Go through the servers until one takes us; `reasons` says why the others did not."""
-        while True:
-            for server in self._pool.round(self._server):
-                if self.state in _OVER:
-                    raise BusStateError("the transport was closed while it was connecting")
-                try:
-                    async with asyncio.timeout(bound):
-                        await self._shake_hands(server)
-                except (AuthenticationError, ConfigurationError) as error:
-                    if is_first:
-                        raise self._named(error, server) from None
-                    reasons[server.url] = describe(error)
-                except Exception as error:
-                    # Refused, unknown host, bad certificate, silence, nonsense: the next one.
-                    reasons[server.url] = describe(error)
-                else:
-                    return
-                self._log.write_rarely(
-                    logging.WARNING,
-                    f"cannot connect to {server.url}",
-                    "cannot connect to %s: %s",
-                    server.url,
-                    reasons[server.url],
-                )
-            await self._pause()
-            bound = min(2 * bound, self._options.connect_timeout)
+    def _make_socket(self) -> NatsSocket:
+        return NatsSocket(self, self._routes, self._options.write_limit_bytes)
 
-    async def _pause(self) -> None:
-        await asyncio.sleep(self._rng.uniform(0.5 * self._delay, self._delay))
-        self._delay = min(2 * self._delay, max(_MAX_DELAY, self._options.reconnect_delay))
+    def _check_not_ended(self) -> None:
+        if self.state is State.ENDED:
+            raise BusStateError("the transport was closed while it was connecting")
 
-    def _named(self, error: CatgaError, server: Server) -> CatgaError:
-        if isinstance(error, AuthenticationError):
-            return AuthenticationError(f"{server.url} refuses the credentials: {error}")
-        return error
+    def _not_in_time(self) -> DisconnectedError:
+        reasons = self._dialer.reasons
+        tried = ", ".join(
+            f"{seed.url} ({reasons.get(seed.url, 'no answer in time')})" for seed in self._dialer.pool.seeds
+        )
+        return DisconnectedError(
+            f"no NATS server could be used within {self._options.connect_timeout} s: {tried}", outcome=Outcome.NOT_RUN
+        )
 
-    async def _shake_hands(self, server: Server) -> None:
-        socket = NatsSocket(self, self._routes, self._options.write_limit_bytes)
-        try:
-            info = await socket.open(
-                server,
-                tls=lambda: tls_context(self._options),
-                insist_on_tls=server.tls or wants_tls(self._options),
-                hostname=self._options.tls_hostname,
-                greet=lambda info: self._greeting(server, info),
-            )
-        except BaseException:
-            socket.abort()
-            raise
-        if socket.is_lost or self.state in _OVER:
-            socket.abort()
-            raise ConnectionResetError("the connection was lost at once")
-        # No suspension from here on: nobody sees a half-made connection.
-        self._socket = socket
-        self._server = server
+    def _adopt(self, dialed: Dialed) -> None:
+        """Make a connection the one in use; no suspension in here, so nobody sees a half-made one."""
+        if self.state is State.ENDED:
+            dialed.socket.abort()
+        self._check_not_ended()
+        self._socket, self._server, info = dialed
         self.state = State.CONNECTED
         self._connected_at = self._loop.time()
         self.on_info(info)
-        self._resubscribe()
-        self._ping_timer = self._loop.call_later(self._options.ping_interval, self._ping_if_silent)
-        self._log.write(
-            logging.INFO,
-            "connected to %s (server %s, version %s)",
-            server.url,
-            info.get("server_name", "?"),
-            info.get("version", "?"),
-        )
-
-    def _greeting(self, server: Server, info: dict[str, Any]) -> bytes:
-        has_headers = bool(info.get("headers"))
-        fields = {
-            "verbose": False,
-            "pedantic": False,
-            "echo": True,
-            "lang": "python3",
-            "version": version("catga-bus"),
-            "protocol": 1,
-            "name": self._options.name,
-            "headers": has_headers,
-            "no_responders": has_headers,
-            "tls_required": server.tls or wants_tls(self._options),
-            **connect_fields(self._options, server, info.get("nonce")),
-        }
-        return b"CONNECT %b\r\n" % json.dumps(fields).encode()
-
-    def _resubscribe(self) -> None:
         for line in self._interests.values():
             self.write(line)
         self.push()
+        self._ping_timer = self._loop.call_later(self._options.ping_interval, self._ping_if_silent)
+        _log.info(
+            "%s: connected to %s (server %s, version %s)",
+            self._options.name,
+            self.url,
+            info.server_name,
+            info.version,
+        )
 
     # Losing the connection, and coming back.
 
@@ -267,25 +192,25 @@ class NatsConnection:
         """Give the connection up and come back; the one end of every connection but the last."""
         if not self._has_connection:
             return
-        assert self._socket is not None
-        self._socket.abort()
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
-        self._drop_pending()
-        if self._last_refusal:
-            reason = f"{self._last_refusal} ({reason})"
-            self._last_refusal = ""
+        self._let_go()
         if self.state is State.ENDING:
             self.state = State.ENDED
             return
         self.state = State.RECONNECTING
-        if self._loop.time() - self._connected_at >= _STABLE_SECONDS:
-            self._delay = self._options.reconnect_delay
-        self._log.write(logging.WARNING, "lost the connection to %s: %s", self.url, reason)
+        now = self._loop.time()
+        if self._refusal and now - self._refused_at < _HANGS_UP_WITHIN:
+            reason = f"{self._refusal} ({reason})"
+        self._refusal = ""
+        _log.warning("%s: lost the connection to %s: %s", self._options.name, self.url, reason)
+        self._return_task = self._loop.create_task(self._come_back(now, now - self._connected_at))
         self._tell(self._events.on_disconnected, reason)
-        self._return_task = self._loop.create_task(self._come_back())
 
-    def _drop_pending(self) -> None:
+    def _let_go(self) -> None:
+        """Leave nothing of the connection behind that waits for something."""
+        if self._socket is not None:
+            self._socket.abort()
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
         # Nothing crosses a reconnect: what was published late would be done late.
         self._pending.clear()
         self._pending_bytes = 0
@@ -295,34 +220,47 @@ class NatsConnection:
             if answer is not None and not answer.done():
                 answer.set_result(False)
 
-    async def _come_back(self) -> None:
-        lost_at = self._loop.time()
-        await self._pause()
-        bound = min(_ATTEMPT_TIMEOUT, self._options.connect_timeout)
-        await self._find_server(bound, {}, is_first=False)
-        self._log.write(logging.INFO, "back at %s after %.3f s", self.url, self._loop.time() - lost_at)
+    async def _come_back(self, lost_at: float, lived: float) -> None:
+        self._adopt(await self._dialer.again(self._server, lived))
+        _log.info("%s: back at %s after %.3f s", self._options.name, self.url, self._loop.time() - lost_at)
         self._tell(self._events.on_reconnected, self.url)
 
     # Ending.
 
     async def end(self) -> None:
-        """Send what waits, then end everything, within 2 seconds. Ending twice is fine."""
-        self._routes.clear()
-        self._interests.clear()
-        if self.state is State.CONNECTED:
+        """Send what waits, then end everything, within 2 seconds. Ending twice is fine.
+
+        Cancelled, it ends everything at once.
+        """
+        if self._end_task is None:
             # From here on `put` is refused, but what waits is still written.
-            self.state = State.ENDING
-            with contextlib.suppress(DisconnectedError):
-                await self.ping(_GOODBYE_TIMEOUT)
-        self.state = State.ENDED
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
-        self._drop_pending()
-        if self._return_task is not None:
-            self._return_task.cancel()
-            await asyncio.gather(self._return_task, return_exceptions=True)
-        if self._socket is not None:
-            await self._socket.close(_HANG_UP_TIMEOUT)
+            self.state = State.ENDING if self.state is State.CONNECTED else State.ENDED
+            self._routes.clear()
+            self._interests.clear()
+            if self._opening is not None:
+                self._opening.reschedule(self._loop.time())
+            self._end_task = asyncio.get_running_loop().create_task(self._finish())
+        try:
+            await asyncio.wait([self._end_task])
+        except asyncio.CancelledError:
+            self._end_task.cancel()
+            await asyncio.wait([self._end_task])
+            raise
+
+    async def _finish(self) -> None:
+        try:
+            if self.state is State.ENDING:
+                with contextlib.suppress(DisconnectedError):
+                    await self.ping(_GOODBYE_TIMEOUT)
+            self.state = State.ENDED
+            if self._return_task is not None:
+                self._return_task.cancel()
+                await asyncio.gather(self._return_task, return_exceptions=True)
+            if self._socket is not None:
+                await self._socket.close(_HANG_UP_TIMEOUT)
+        finally:
+            self.state = State.ENDED
+            self._let_go()
 
     # Sending. Everything that leaves goes through `_pending` and `push`, in the order it came.
 
@@ -472,24 +410,24 @@ class NatsConnection:
             if answer is not None and not answer.done():
                 answer.set_result(True)
 
-    def on_info(self, info: dict[str, Any]) -> None:
+    def on_info(self, info: ServerInfo) -> None:
         """Take note of the limits, of the cluster's servers, and of a server that will stop."""
-        self.max_payload = int(info.get("max_payload", self.max_payload))
-        if self._server is not None and info.get("connect_urls"):
-            self._pool.learn(info["connect_urls"], self._server)
-        if info.get("ldm"):
-            self._log.write(logging.WARNING, "%s is in lame duck mode: it will close this connection", self.url)
+        self.max_payload = info.max_payload
+        if self._server is not None and info.connect_urls:
+            self._dialer.pool.learn(info.connect_urls, self._server)
+        if info.ldm:
+            _log.warning("%s: %s is in lame duck mode: it will end this connection", self._options.name, self.url)
 
     def on_err(self, text: str) -> None:
         """Report what the server refuses; if it hangs up for it, the loss will name this reason."""
         denied = _DENIED.search(text)
         if denied:
             subject = _ESCAPED.sub(r"\1", denied[1])
-            self._log.write_rarely(logging.WARNING, f"denied {subject}", "%s: %s", self.url, text)
+            self._rare_log.warn(f"denied {subject}", "%s: %s says: %s", self._options.name, self.url, text)
             self._tell(self._events.on_denied, subject, text)
             return
-        self._last_refusal = text
-        self._log.write_rarely(logging.WARNING, text, "%s says: %s", self.url, text)
+        self._refusal, self._refused_at = text, self._loop.time()
+        self._rare_log.warn(text, "%s: %s says: %s", self._options.name, self.url, text)
         self._tell(self._events.on_error, f"{self.url} says: {text}")
 
     def on_lost(self, socket: NatsSocket, reason: str) -> None:
@@ -500,19 +438,12 @@ class NatsConnection:
     def on_sink_error(self, subject: str, error: BaseException) -> None:
         """Count and log it; the message is gone."""
         self.sink_errors += 1
-        self._log.write_rarely(
-            logging.ERROR,
-            "sink",
-            "the sink of %r raised; the message is skipped",
-            subject,
-            error=error,
-        )
-
-    def on_unrouted(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
-        """Drop it: it is late for a subscription that was closed."""
+        text = "%s: the sink of %r raised; the message is skipped"
+        self._rare_log.write(logging.ERROR, "sink", text, self._options.name, subject, error=error)
 
     def _tell(self, method: Callable[..., None], *args: str) -> None:
         try:
             method(*args)
         except Exception as error:
-            self._log.write_rarely(logging.ERROR, "events", "%s raised", method.__name__, error=error)
+            text = "%s: %s raised"
+            self._rare_log.write(logging.ERROR, "events", text, self._options.name, method.__name__, error=error)

@@ -8,6 +8,7 @@ from catga_bus.errors import ConfigurationError, DisconnectedError, Outcome, Too
 from catga_bus.transport.base import ConnectionOptions, Sink, TransportEvents
 from catga_bus.transport.nats_connection import NatsConnection, State
 from catga_bus.transport.nats_protocol import Encoder, encode_headers
+from catga_bus.transport.nats_servers import redacted
 from catga_bus.transport.validation import checked_subject
 
 _BOUNDS = {
@@ -60,8 +61,9 @@ class NatsTransport:
     ) -> None:
         self._options = options
         self._connection = NatsConnection(options, events, rng if rng is not None else random.Random())
-        self._head = Encoder().head
-        self._head_with_headers = Encoder().head_with_headers
+        encoder = Encoder()
+        self._head = encoder.head
+        self._head_with_headers = encoder.head_with_headers
         self._inbox_root = f"{options.inbox_prefix}.{secrets.token_hex(11)}."
         # 88 random bits for the transport and a counter: cheaper than randomness for every inbox.
         self._inboxes = 0
@@ -191,8 +193,10 @@ def _refused(subject: str, url: str) -> DisconnectedError:
 
 
 def _check_options(options: ConnectionOptions) -> None:
+    if isinstance(options.urls, str):
+        raise ConfigurationError(f"urls must be a tuple of addresses; write ({redacted(options.urls)!r},)")
     for name, (low, high) in _BOUNDS.items():
         value = getattr(options, name)
-        if not low <= value <= high:
+        if not isinstance(value, int | float) or not low <= value <= high:
             raise ConfigurationError(f"{name} must be {low} to {high}, got {value!r}")
     checked_subject(options.inbox_prefix)

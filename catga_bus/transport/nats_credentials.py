@@ -5,10 +5,11 @@ the next one.
 """
 
 import base64
+import os
 import ssl
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from catga_bus.errors import ConfigurationError
 from catga_bus.transport.base import ConnectionOptions
@@ -115,7 +116,7 @@ def _read_seed(value: str) -> tuple[str, str]:
     text = value.strip()
     if len(text) == _SEED_LENGTH and text.startswith(_SEED_STARTS) and text.isalnum():
         return text, "nkey_seed"
-    if not Path(value).is_file() and not set(value) & set("./\\"):
+    if not os.path.isfile(value) and not set(value) & set("./\\"):
         # Not shown: a seed with a typing error looks like this too.
         raise ConfigurationError("nkey_seed is neither a seed (SU and 56 more characters) nor a file")
     for line in _read(value, f"nkey_seed={value!r}").splitlines():
@@ -125,6 +126,8 @@ def _read_seed(value: str) -> tuple[str, str]:
 
 
 def _read(path: str, what: str) -> str:
+    if "\n" in path:
+        raise ConfigurationError(f"{what.partition('=')[0]} must be the path of a file, not what is in it")
     try:
         return Path(path).read_text()
     except (OSError, ValueError) as error:
@@ -142,7 +145,8 @@ def _sign(seed: str, nonce: str, what: str) -> tuple[str, str]:
     try:
         pair = nkeys.from_seed(bytearray(seed.encode()))
         signature = base64.urlsafe_b64encode(pair.sign(nonce.encode())).rstrip(b"=").decode()
-        return signature, pair.public_key.decode()
+        public_key = cast("bytes", pair.public_key)  # annotated as a key object, but it is the encoded one
+        return signature, public_key.decode()
     except Exception as error:
         # The library raises its own errors, binascii's and the crypto library's; neither their text nor they
         # themselves are shown, since they may quote the seed.

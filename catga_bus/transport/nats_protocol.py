@@ -133,8 +133,7 @@ class Parser:
             if self._needed_bytes:
                 if self._held_bytes < self._needed_bytes:
                     return
-            elif b"\n" not in data:
-                _check_line(self._held_bytes)
+            elif b"\n" not in data and self._held_bytes <= MAX_LINE_BYTES:
                 return
             data = b"".join(self._held)
             self._held.clear()
@@ -154,11 +153,8 @@ class Parser:
         while at < end:
             line_end = find(CRLF, at)
             if line_end < 0:
-                if find(b"\n", at) >= 0:
-                    raise _unreadable(data[at:])
-                _check_line(end - at)
                 self._needed_bytes = 0
-                return data[at:]
+                return _begun_line(data[at:])
             if not starts(b"MSG ", at):
                 if not starts(b"HMSG ", at):
                     self._control(data[at:line_end])
@@ -255,9 +251,12 @@ class Parser:
 _decode_info = msgspec.json.Decoder(ServerInfo).decode
 
 
-def _check_line(size: int) -> None:
-    if size > MAX_LINE_BYTES:
+def _begun_line(rest: bytes) -> bytes:
+    if len(rest) > MAX_LINE_BYTES:
         raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
+    if b"\n" in rest:
+        raise _unreadable(rest)
+    return rest
 
 
 def _checked_bytes(size: int) -> int:
@@ -318,7 +317,7 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
     for name, value in headers.items():
         if not _HEADER_KEY.fullmatch(name):
             raise ConfigurationError(f"header {name!r} cannot be sent: a name is letters, digits and !#$%&'*+-.^_`|~")
-        if not isinstance(value, str) or _BAD_IN_HEADER_VALUE.search(value):
+        if _BAD_IN_HEADER_VALUE.search(value):
             raise ConfigurationError(
                 f"header {name!r} cannot be sent: its value {value!r} must be a string without line breaks and NUL"
             )

@@ -11,11 +11,11 @@ import contextlib
 import re
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from catga_bus.errors import AuthenticationError, CatgaError
 from catga_bus.transport.base import Sink
-from catga_bus.transport.nats_protocol import PING, PONG, Parser
+from catga_bus.transport.nats_protocol import PING, PONG, Parser, ProtocolError, ServerInfo
 from catga_bus.transport.nats_servers import Server
 
 _AUTHENTICATION = re.compile(r"authorization|authentication (?!timeout)|user.*not found", re.I)
@@ -26,7 +26,7 @@ _AUTHENTICATION = re.compile(r"authorization|authentication (?!timeout)|user.*no
 class SocketOwner(Protocol):
     """What a connection tells once its hand-shake is over; every method returns at once."""
 
-    def on_info(self, info: dict[str, Any]) -> None:
+    def on_info(self, info: ServerInfo) -> None:
         """The server described itself anew: the cluster changed, or it is about to stop."""
 
     def on_pong(self) -> None:
@@ -40,9 +40,6 @@ class SocketOwner(Protocol):
 
     def on_lost(self, socket: "NatsSocket", reason: str) -> None:
         """The connection has ended, or must because what came could not be read."""
-
-    def on_unrouted(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
-        """A message came that no sink is registered for."""
 
     def on_sink_error(self, subject: str, error: BaseException) -> None:
         """A sink raised."""
@@ -60,16 +57,21 @@ class NatsSocket(asyncio.Protocol):
     def __init__(self, owner: SocketOwner, routes: Mapping[bytes, Sink], write_limit_bytes: int) -> None:
         loop = asyncio.get_running_loop()
         self._owner = owner
-        self._parser = Parser(routes, self)
+        self._parser = Parser(self)
+        self._routes = routes
         self._write_limit_bytes = write_limit_bytes
         self._transport: asyncio.Transport | None = None
-        self._info: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self._info: asyncio.Future[ServerInfo] = loop.create_future()
         self._welcome: asyncio.Future[None] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._writable: asyncio.Future[None] | None = None
         # Set while the transport's buffer is over the limit.
+        self._latest_info = ServerInfo()
+        self._failure: BaseException | None = None
+        # The first thing that went wrong.
+        self._has_greeted = False
         self._is_open = False
-        # The hand-shake is over: from now on the owner is told.
+        # `open` has returned: from now on messages go to their sinks, and the owner is told of the rest.
         self._is_lost = False
 
     @property
@@ -84,8 +86,8 @@ class NatsSocket(asyncio.Protocol):
         tls: Callable[[], ssl.SSLContext],
         insist_on_tls: bool,
         hostname: str | None,
-        greet: Callable[[dict[str, Any]], bytes],
-    ) -> dict[str, Any]:
+        greet: Callable[[ServerInfo], bytes],
+    ) -> ServerInfo:
         """Connect and shake hands; bound it from outside, and `abort` if it raises.
 
         Args:
@@ -97,31 +99,41 @@ class NatsSocket(asyncio.Protocol):
             greet: Makes the CONNECT line out of the server's INFO.
 
         Returns:
-            The server's INFO.
+            What the server said of itself last.
 
         Raises:
             AuthenticationError: The server refuses the credentials.
             CatgaError: It says something else that ends the connection.
             OSError: It cannot be reached, or TLS fails.
         """
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self, server.host, server.port)
+        await asyncio.get_running_loop().create_connection(lambda: self, server.host, server.port)
         info = await self._info
-        is_offered = bool(info.get("tls_required") or info.get("tls_available"))
-        if insist_on_tls and not is_offered:
-            raise ssl.SSLError("the server does not offer TLS, and the options ask for it")
-        if info.get("tls_required") or insist_on_tls:
-            assert self._transport is not None
-            self._transport = await loop.start_tls(
-                self._transport,
-                self,
-                tls(),
-                server_hostname=hostname or server.tls_name or server.host,
-            )
-            self._limit_writes()
+        self._check()
+        if info.tls_required or insist_on_tls:
+            await self._start_tls(info, tls, hostname or server.tls_name or server.host)
+        self._has_greeted = True
         self.write(greet(info) + PING)
         await self._welcome
-        return info
+        self._check()
+        self._parser.routes = self._routes
+        self._is_open = True
+        return self._latest_info
+
+    def _check(self) -> None:
+        # What went wrong between a line of the server and the turn in which `open` goes on.
+        if self._failure is not None:
+            raise self._failure
+
+    async def _start_tls(self, info: ServerInfo, context: Callable[[], ssl.SSLContext], hostname: str) -> None:
+        if not info.tls_required and not info.tls_available:
+            raise ssl.SSLError("the server does not offer TLS, and the options ask for it")
+        if not self._parser.is_idle:
+            # It would be read as the beginning of what comes encrypted: somebody in between could put it there.
+            raise ProtocolError("the server goes on in the clear after an INFO that asks for TLS")
+        assert self._transport is not None
+        loop = asyncio.get_running_loop()
+        self._transport = await loop.start_tls(self._transport, self, context(), server_hostname=hostname)
+        self._limit_writes()
 
     def write(self, data: bytes) -> None:
         """Hand bytes to the transport; nothing is said if the connection is gone already."""
@@ -178,7 +190,8 @@ class NatsSocket(asyncio.Protocol):
         """Parse a chunk."""
         if self._is_lost:
             return
-        self._owner.on_data()
+        if self._is_open:
+            self._owner.on_data()
         try:
             self._parser.feed(data)
         except Exception as error:
@@ -203,12 +216,13 @@ class NatsSocket(asyncio.Protocol):
 
     # What the parser calls.
 
-    def on_info(self, info: dict[str, Any]) -> None:
+    def on_info(self, info: ServerInfo) -> None:
         """Begin the hand-shake with the first INFO, pass on the later ones."""
-        if not self._info.done():
-            self._info.set_result(info)
-        else:
+        self._latest_info = info
+        if self._is_open:
             self._owner.on_info(info)
+        elif not self._info.done():
+            self._info.set_result(info)
 
     def on_ping(self) -> None:
         """Answer."""
@@ -218,9 +232,9 @@ class NatsSocket(asyncio.Protocol):
         """End the hand-shake with the first PONG, pass on the later ones."""
         if self._is_open:
             self._owner.on_pong()
-            return
-        self._is_open = True
-        if not self._welcome.done():
+        elif not self._has_greeted:
+            raise ProtocolError("a PONG before any PING")
+        elif not self._welcome.done():
             self._welcome.set_result(None)
 
     def on_err(self, text: str) -> None:
@@ -232,9 +246,10 @@ class NatsSocket(asyncio.Protocol):
         else:
             self._fail(CatgaError(text))
 
-    def on_unrouted(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
-        """Pass it on."""
-        self._owner.on_unrouted(sid, subject, reply, payload, headers)
+    def on_unrouted(self, sid: bytes) -> None:
+        """Drop it: it is late for a subscription that was closed."""
+        if not self._is_open:
+            raise ProtocolError(f"a message for subscription {sid!r} before the hand-shake was over")
 
     def on_sink_error(self, subject: str, error: BaseException) -> None:
         """Pass it on."""
@@ -253,6 +268,7 @@ class NatsSocket(asyncio.Protocol):
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
         for future in (self._info, self._welcome):
             if not future.done():
                 future.set_exception(error)
