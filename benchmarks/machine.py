@@ -33,6 +33,11 @@ def describe_machine(server_version: str) -> dict[str, Any]:
     }
 
 
+def busy_percent(seconds: float) -> float:
+    """Watch the machine for `seconds`, and return how busy its cores were, 0 to 100."""
+    return float(psutil.cpu_percent(interval=seconds))
+
+
 def machine_line(machine: dict[str, Any]) -> str:
     """Return the description as one line for people."""
     libraries = machine["libraries"]
