@@ -92,7 +92,7 @@ def _numbers(count: int) -> list[bytes]:
     return [b"%d" % number for number in range(count)]
 
 
-BAD_TOKENS = ("", ".", ".a", "a.", "a..b", "a b", "a\tb", "a\r\nb", "a\x00b", "x" * 1_025)
+BAD_TOKENS = ("", ".", ".a", "a.", "a..b", "a b", "a\tb", "a\r\nb", "a\x00b", "a\ud800b", "x" * 1_025)
 """Never allowed in a subject, with wildcards or without."""
 
 WILDCARDS = ("*", ">", "a.*", "a.>", "*.b")

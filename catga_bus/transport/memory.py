@@ -16,6 +16,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
@@ -528,7 +529,7 @@ class MemoryTransport:
         name = self.url.removeprefix(SCHEME)
         if not name or name == self.url:
             raise ConfigurationError(f"a memory address reads {SCHEME}name, got {self.url!r}")
-        checked_subject(self._options.inbox_prefix)
+        _sendable(self._options.inbox_prefix)
         with _brokers_lock:
             broker = _brokers.get(name)
             if broker is None or not broker.has_links():
@@ -586,9 +587,9 @@ class MemoryTransport:
             ConfigurationError: The subject or the queue group cannot be used.
             DisconnectedError: The transport was never connected, or is closed.
         """
-        checked_subject(subject, wildcards=True)
+        _sendable(subject, wildcards=True)
         if queue:
-            checked_subject(queue)
+            _sendable(queue)
         link = self._link
         if link is None or link.is_closed:
             raise _refused(subject, self.url)
@@ -605,9 +606,12 @@ class MemoryTransport:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Send one message; see `catga_bus.transport.base.Transport.publish`."""
-        checked_subject(subject)
+        _sendable(subject)
         if reply:
-            checked_subject(reply)
+            _sendable(reply)
+        if type(payload) is not bytes:
+            # A copy, since it may change before it is delivered; text fails here, as it does on a socket.
+            payload = memoryview(payload).tobytes()
         size = len(payload)
         carried: Mapping[str, str] | None = None
         if headers:
@@ -642,6 +646,16 @@ async def _next_change(link: _Link) -> None:
     # nobody too late.
     link.changed.clear()
     await link.changed.wait()
+
+
+@lru_cache(maxsize=_MAX_ROUTES)
+def _sendable(subject: str, *, wildcards: bool = False) -> None:
+    """Refuse what could not be written to a socket, though nothing is written here."""
+    checked_subject(subject, wildcards=wildcards)
+    try:
+        subject.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"subject {subject!r} cannot be sent: {error}") from error
 
 
 def _refused(subject: str, url: str) -> DisconnectedError:

@@ -355,6 +355,21 @@ async def test_max_payload_may_be_set(connections: Connections) -> None:
         transport.publish("a", bytes(30 - 12 - 4 - 2), headers={"A": "bc"})
 
 
+async def test_a_payload_that_may_change_is_copied_and_text_is_refused(
+    connections: Connections,
+) -> None:
+    transport, _ = await connections.connect()
+    received = await listen(transport, "a")
+    changing: Any = bytearray(b"before")
+    transport.publish("a", changing)
+    changing[:] = b"after."
+    text: Any = "text"
+    with pytest.raises(TypeError, match="bytes-like"):
+        transport.publish("a", text)
+    await received.wait(1)
+    assert received.payloads == [b"before"]
+
+
 async def test_a_sink_that_is_cancelled_or_fails_is_logged_with_its_subject(
     connections: Connections, caplog: pytest.LogCaptureFixture
 ) -> None:
