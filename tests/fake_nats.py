@@ -31,7 +31,7 @@ class FakeNats:
         """All that were ever made, in order."""
 
         self._info = {**INFO, **(info or {})}
-        self._is_mute = is_mute
+        self.is_mute = is_mute
         self._before_first_pong = before_first_pong
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server
@@ -70,7 +70,7 @@ class FakeNats:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_mute:
+        if self.is_mute:
             await reader.read()
             return
         writer.write(b"INFO " + json.dumps(self._info).encode() + b"\r\n")
