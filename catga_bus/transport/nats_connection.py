@@ -103,8 +103,8 @@ class NatsConnection:
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._is_push_due = False
-        # One entry per PING on its way, oldest first; the future of whoever waits for its PONG.
-        self._answers: deque[asyncio.Future[bool] | None] = deque()
+        # One entry per PING on its way, oldest first.
+        self._answers: deque[asyncio.Future[bool]] = deque()
         self._silent_pings = 0
         self._ping_timer: asyncio.TimerHandle | None = None
         self._connected_at = 0.0
@@ -197,13 +197,14 @@ class NatsConnection:
             self.state = State.ENDED
             return
         self.state = State.RECONNECTING
-        now = self._loop.time()
-        if self._refusal and now - self._refused_at < _HANGS_UP_WITHIN:
+        if self._refusal and self._loop.time() - self._refused_at < _HANGS_UP_WITHIN:
             reason = f"{self._refusal} ({reason})"
         self._refusal = ""
         _log.warning("%s: lost the connection to %s: %s", self._options.name, self.url, reason)
-        self._return_task = self._loop.create_task(self._come_back(now, now - self._connected_at))
-        self._tell(self._events.on_disconnected, reason)
+        if self._return_task is None or self._return_task.done():
+            self._return_task = self._loop.create_task(self._come_back())
+            self._tell(self._events.on_disconnected, reason)
+        # Else it was lost before the owner was told that it is back, and the task goes on.
 
     def _let_go(self) -> None:
         """Leave nothing of the connection behind that waits for something."""
@@ -217,13 +218,19 @@ class NatsConnection:
         self._silent_pings = 0
         while self._answers:
             answer = self._answers.popleft()
-            if answer is not None and not answer.done():
+            if not answer.done():
                 answer.set_result(False)
 
-    async def _come_back(self, lost_at: float, lived: float) -> None:
-        self._adopt(await self._dialer.again(self._server, lived))
-        _log.info("%s: back at %s after %.3f s", self._options.name, self.url, self._loop.time() - lost_at)
-        self._tell(self._events.on_reconnected, self.url)
+    async def _come_back(self) -> None:
+        lost_at = self._loop.time()
+        while self.state is State.RECONNECTING:
+            lived = self._loop.time() - self._connected_at
+            self._adopt(await self._dialer.again(self._server, lived))
+            # Told only when the server has taken every interest: what anybody sends from then on arrives.
+            await self._send_ping()
+        if self.is_usable:
+            _log.info("%s: back at %s after %.3f s", self._options.name, self.url, self._loop.time() - lost_at)
+            self._tell(self._events.on_reconnected, self.url)
 
     # Ending.
 
@@ -237,7 +244,7 @@ class NatsConnection:
             self.state = State.ENDING if self.state is State.CONNECTED else State.ENDED
             self._routes.clear()
             self._interests.clear()
-            if self._opening is not None:
+            if self._opening is not None and not self._opening.expired():
                 self._opening.reschedule(self._loop.time())
             self._end_task = asyncio.get_running_loop().create_task(self._finish())
         try:
@@ -350,27 +357,28 @@ class NatsConnection:
         """
         if not self._has_connection:
             raise DisconnectedError(f"cannot flush: not connected to {self.url}", outcome=Outcome.NOT_RUN)
-        answer: asyncio.Future[bool] = self._loop.create_future()
-        self._send_ping_for(answer)
         try:
             async with asyncio.timeout(timeout):
-                is_answered = await answer
+                is_answered = await self._send_ping()
         except TimeoutError:
             raise DisconnectedError(f"cannot flush: {self.url} has not answered within {timeout} s") from None
         if not is_answered:
             raise DisconnectedError(f"cannot flush: the connection to {self.url} was lost")
 
-    def _send_ping_for(self, answer: "asyncio.Future[bool] | None") -> None:
+    def _send_ping(self) -> "asyncio.Future[bool]":
+        """Return what becomes True with the PONG, or False when the connection is lost."""
+        answer: asyncio.Future[bool] = self._loop.create_future()
         self._answers.append(answer)
         self.write(PING)
         self.push()
+        return answer
 
     def _ping_if_silent(self) -> None:
         if self._silent_pings >= _MAX_SILENT_PINGS:
             self.lose(f"stale connection: {_MAX_SILENT_PINGS} pings were not answered")
             return
         self._silent_pings += 1
-        self._send_ping_for(None)
+        self._send_ping()
         self._ping_timer = self._loop.call_later(self._options.ping_interval, self._ping_if_silent)
 
     # Interests.
@@ -407,7 +415,7 @@ class NatsConnection:
         """Answer whoever waits for the oldest PING."""
         if self._answers:
             answer = self._answers.popleft()
-            if answer is not None and not answer.done():
+            if not answer.done():
                 answer.set_result(True)
 
     def on_info(self, info: ServerInfo) -> None:

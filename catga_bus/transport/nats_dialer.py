@@ -91,6 +91,7 @@ class Dialer:
         return await self._dial(min(_ATTEMPT_TIMEOUT, self._options.connect_timeout), last, is_first=False)
 
     async def _dial(self, bound: float, last: Server | None, *, is_first: bool) -> Dialed:
+        self.reasons.clear()
         while True:
             for server in self.pool.round(last):
                 try:
