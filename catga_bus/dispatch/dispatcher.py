@@ -350,8 +350,7 @@ class Dispatcher:
         self._admitted_bytes -= delivery.size
         if delivery.lane is not None:
             self._next_in_lane(delivery.station, delivery.lane)
-        if not self._admitted:
-            self._idle.set()
+        self._note_idle()
 
     def _next_in_lane(self, station: Station, lane: str) -> None:
         behind = station.lanes[lane]
@@ -374,6 +373,7 @@ class Dispatcher:
         delivery.task = None
         self._running.discard(delivery)
         self._free_slot(delivery.station)
+        self._note_idle()
 
     def keep_slot(self, station: Station) -> Callable[[], None]:
         """Count a thread that runs on past its deadline; it keeps its slot until the returned function is called."""
@@ -408,14 +408,15 @@ class Dispatcher:
 
     # -- out -----------------------------------------------------------------------------------------------
 
+    def _note_idle(self) -> None:
+        if not self._admitted and not self._running:
+            self._idle.set()
+
     async def wait_idle(self) -> None:
-        """Wait until everything admitted is settled."""
+        """Wait until everything admitted is settled and nothing runs."""
         while self._admitted or self._running:
             self._idle.clear()
-            if self._running and not self._admitted:
-                await asyncio.gather(*self._runner.tasks, return_exceptions=True)
-            else:
-                await self._idle.wait()
+            await self._idle.wait()
 
     async def close(self) -> None:
         """Cancel what runs and forget what waits."""
