@@ -237,6 +237,25 @@ def _wait_for(condition: Callable[[], bool], otherwise: Callable[[], str]) -> No
         time.sleep(0.003)
 
 
+def start_cluster(start_server: Callable[..., NatsServer], size: int, config: str = "") -> list[NatsServer]:
+    """Start servers that name each other to their clients.
+
+    Args:
+        start_server: The fixture of that name.
+        size: How many.
+        config: More configuration, the same for each.
+    """
+    ports = [free_port() for _ in range(size)]
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    return [
+        start_server(
+            f'server_name: "s{place}"\n'
+            f'cluster {{ name: "c", listen: "127.0.0.1:{port}", routes: [{routes}], pool_size: -1 }}\n{config}'
+        )
+        for place, port in enumerate(ports)
+    ]
+
+
 @dataclass(frozen=True)
 class Certificates:
     """A certificate authority, a server's certificate and a client's, as paths of PEM files."""

@@ -10,7 +10,7 @@ from catga_bus.errors import DisconnectedError, Outcome
 from catga_bus.testing import RecordedEvents, eventually
 from catga_bus.transport.nats_core import NatsTransport
 from tests.fake_nats import FakeNats
-from tests.servers import Certificates, NatsServer, free_port
+from tests.servers import Certificates, NatsServer, free_port, start_cluster
 
 pytestmark = pytest.mark.nats
 
@@ -18,19 +18,6 @@ Make = Callable[..., tuple[NatsTransport, RecordedEvents]]
 Start = Callable[..., NatsServer]
 
 CREDENTIALS = "authorization { user: ada, password: secret }"
-
-
-def start_cluster(start_server: Start, size: int, config: str = "") -> list[NatsServer]:
-    """Start servers that name each other to their clients."""
-    ports = [free_port() for _ in range(size)]
-    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
-    return [
-        start_server(
-            f'server_name: "s{place}"\n'
-            f'cluster {{ name: "c", listen: "127.0.0.1:{port}", routes: [{routes}], pool_size: -1 }}\n{config}'
-        )
-        for place, port in enumerate(ports)
-    ]
 
 
 async def subscribed(transport: NatsTransport, subject: str = "a.b", queue: str = "") -> list[bytes]:
