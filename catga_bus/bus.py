@@ -13,7 +13,15 @@ from catga_bus.clock import Clock, monotonic
 from catga_bus.config import BusConfig, checked_config, server_urls
 from catga_bus.context import Context, Outgoing
 from catga_bus.embedded import EmbeddedServer
-from catga_bus.errors import BusStateError, CallError, Code, ConfigurationError, Outcome, PermissionDeniedError
+from catga_bus.errors import (
+    BusStateError,
+    CallError,
+    Code,
+    ConfigurationError,
+    DisconnectedError,
+    Outcome,
+    PermissionDeniedError,
+)
 from catga_bus.handlers.router import Router
 from catga_bus.ids import new_node_id
 from catga_bus.messages import Command, Event, Request
@@ -22,7 +30,7 @@ from catga_bus.pipeline import compose
 from catga_bus.result import Err, Ok
 from catga_bus.transport.base import ConnectionOptions, Transport
 from catga_bus.transport.memory import MemoryTransport
-from catga_bus.wire import Names
+from catga_bus.wire import SERVICE_API, Names
 
 R = TypeVar("R")
 
@@ -174,8 +182,9 @@ class Bus(Router):
         )
         await here.start()
         await transport.flush(self.config.connect_timeout)
-        if self._connection.denied:
-            refused = sorted(self._connection.denied)
+        # A node that may not answer the discovery of services serves all the same.
+        refused = sorted(name for name in self._connection.denied if not name.startswith(SERVICE_API))
+        if refused:
             raise PermissionDeniedError(
                 f"the server does not permit this user to use {', '.join(refused)}, which {self!r} needs", refused[0]
             )
@@ -365,10 +374,9 @@ class Bus(Router):
         began = self._clock()
         target: tuple[str, str] | None = None
         if node is not None:
-            service = await here.finder.find(node, limit) if here.transport.is_connected else None
-            if service is None:
-                text = f"{type(request).__name__}: no node {node!r} answers in namespace {self.config.namespace!r}"
-                return Err(str(Code.NO_HANDLER), text, None, Outcome.NOT_RUN)
+            service = await self._service_of(here, node, limit)
+            if isinstance(service, Err):
+                return service
             target = (service, node)
         limit -= self._clock() - began
         if here.outgoing.is_blocked:
@@ -385,6 +393,22 @@ class Bus(Router):
         if node is not None and isinstance(result, Err) and result.code == Code.NO_HANDLER:
             here.finder.forget(node)
         return result
+
+    async def _service_of(self, here: Node, node: str, limit: float) -> str | Err:
+        """Find the service of a node, which its subject begins with; without a connection wait for one."""
+        name = f"node {node!r} of namespace {self.config.namespace!r}"
+        began = self._clock()
+        try:
+            async with asyncio.timeout(limit):
+                await self._connection.up.wait()
+            left = limit - (self._clock() - began)
+            service = await here.finder.find(node, min(left, _FIND_SECONDS))
+        except (TimeoutError, DisconnectedError):
+            text = f"there was no connection to ask for {name}"
+            return Err(str(Code.DISCONNECTED), text, None, Outcome.NOT_RUN, retryable=True)
+        if service is None:
+            return Err(str(Code.NO_HANDLER), f"{name} does not answer", None, Outcome.NOT_RUN)
+        return service
 
     async def _fire(self, operation: Literal["publish", "broadcast"], event: Event, parent: Context | None) -> None:
         if self._fire_through is None:
@@ -439,6 +463,9 @@ def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transp
 
     return NatsTransport(options, connection)
 
+
+_FIND_SECONDS = 1.0
+# How long a node may take to say who it is; it takes a millisecond, unless its loop is blocked.
 
 _MAX_TIMEOUT = 31_536_000  # a year
 _MAX_NAME = 200  # bytes of a service or a node: they travel in the head of every batch

@@ -278,21 +278,26 @@ class ConnectionEvents:
     Attributes:
         node: The node that the connection belongs to.
         denied: Subjects that the server refused to this user; at most 1,000 of them.
+        up: Set while there is a connection.
     """
 
     def __init__(self) -> None:
         self.node: Node | None = None
         self.denied: set[str] = set()
+        self.up = asyncio.Event()
+        self.up.set()
 
     def on_disconnected(self, reason: str) -> None:
         """The connection was lost."""
         del reason  # the transport has logged it
+        self.up.clear()
         if self.node is not None:
             self.node.disconnected()
 
     def on_reconnected(self, url: str) -> None:
         """The connection is back."""
         del url
+        self.up.set()
         if self.node is not None:
             self.node.reconnected()
 

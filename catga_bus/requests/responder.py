@@ -29,8 +29,8 @@ from catga_bus.wire import (
     token,
 )
 
-_MAX_ANSWER_LANES = 4_096
-# One per client that asks; the lanes are a cache, so forgetting them costs a dictionary entry.
+_MAX_CLIENTS = 4_096
+# Clients that ask; what is known of them is a cache, so forgetting it costs a check and a dictionary entry.
 
 _encode = msgspec.msgpack.Encoder().encode
 _FULL = Fault(Code.OVERLOADED, "the intake is full", retryable=True)
@@ -103,7 +103,8 @@ class Responder:
         self._log = RareLog(logging.getLogger("catga_bus.requests"), clock)
         self._endpoints: dict[str, Endpoint] = {}
         self._by_token: dict[str, str] = {}
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._known_inboxes: set[str] = set()
         self._directed: Subscription | None = None
         self._batches = self._requests = self._rejected = self._dropped = 0
 
@@ -156,10 +157,10 @@ class Responder:
 
     def _take(self, batch: MessageBatch, size: int) -> None:
         head = batch.head
-        lane = self._lanes.get(head.reply or "") or self._new_lane(head.reply)
-        if lane is None:
+        inbox = head.reply
+        if inbox is None or not (inbox in self._known_inboxes or self._allow(inbox)):
             self._rejected += 1
-            self._log.warn("reply", "a batch of %s was not run: it may not be answered on %r", head.sender, head.reply)
+            self._log.warn("reply", "a batch of %s was not run: it may not be answered on %r", head.sender, inbox)
             return
         frames = batch.frames
         self._batches += 1
@@ -168,10 +169,16 @@ class Responder:
         now = self._clock()
         default = self._default_timeout
         share = size // (len(frames) or 1)
+        type_name = ""
+        endpoint: Endpoint | None = None
+        lane = self._lane(inbox, "")
         for frame in frames:
-            endpoint = endpoints.get(frame.type)
+            if frame.type != type_name:
+                type_name = frame.type
+                endpoint = endpoints.get(type_name)
+                lane = self._lane(inbox, type_name if endpoint else "")
             if endpoint is None:
-                self._refuse(lane, frame.id, Status.INVALID, self._unknown(frame.type))
+                self._refuse(lane, frame.id, Status.INVALID, self._unknown(type_name))
                 continue
             remaining = frame.remaining_ms
             deadline = now + (default if remaining is None else remaining * 0.001)
@@ -192,12 +199,20 @@ class Responder:
                 self._refuse(lane, frame.id, Status.BUSY, _FULL)
         self._dispatcher.wake()
 
-    def _new_lane(self, inbox: str | None) -> Lane | None:
-        if inbox is None or not self._inboxes.allow(inbox):
-            return None
-        if len(self._lanes) >= _MAX_ANSWER_LANES:
+    def _allow(self, inbox: str) -> bool:
+        if not self._inboxes.allow(inbox):
+            return False
+        if len(self._known_inboxes) >= _MAX_CLIENTS:
+            self._known_inboxes.clear()
             self._lanes.clear()
-        lane = self._lanes[inbox] = self._answers.lane(inbox, self._seal)
+        self._known_inboxes.add(inbox)
+        return True
+
+    def _lane(self, inbox: str, type_name: str) -> Lane:
+        """Return the lane of one inbox and type: a batch of answers tells the time of one handler, not of a mixture."""
+        lane = self._lanes.get((inbox, type_name))
+        if lane is None:
+            lane = self._lanes[inbox, type_name] = self._answers.lane(inbox, self._seal)
         return lane
 
     def _unknown(self, type_name: str) -> Fault:

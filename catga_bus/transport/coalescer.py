@@ -201,24 +201,27 @@ class Coalescer:
     def _unblock(self) -> None:
         self.is_blocked = False
         self._held_bytes = 0
-        self.flush()
+        if self._closed or self._open:
+            self.flush()
         self._room.set()
         for _, free in self._watchers:
             free()
 
     def reconnected(self) -> None:
         """The connection is back: send what is held."""
-        if self.is_blocked and (self._waiter is None or self._waiter.done()):
+        if self.is_blocked and (self._waiter is None or self._waiter.done()):  # else the waiter will see it
             self._unblock()
 
     def drop(self) -> None:
-        """Forget what is held; for requests, whose caller sends them again after a reconnect."""
+        """Forget what is held and let go who waits for room: callers see themselves that there is no connection."""
         for _, _, frames, _ in self._closed:
             self._lost += len(frames)
         for lane in self._open:
             self._lost += len(lane.frames)
             lane.frames = []
-        self._closed, self._open, self._held_bytes = [], [], 0
+        self._closed, self._open = [], []
+        if self.is_blocked:
+            self._unblock()
 
     async def close(self) -> None:
         """Send what can be sent and stop waiting for the rest."""

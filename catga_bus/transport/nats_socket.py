@@ -126,7 +126,7 @@ class NatsSocket(asyncio.Protocol):
 
     async def _start_tls(self, info: ServerInfo, context: Callable[[], ssl.SSLContext], hostname: str) -> None:
         if not info.tls_required and not info.tls_available:
-            raise ssl.SSLError("the server does not offer TLS, and the options ask for it")
+            raise CatgaError("the server does not offer TLS, and the options ask for it")
         if not self._parser.is_idle:
             # It would be read as the beginning of what comes encrypted: somebody in between could put it there.
             raise ProtocolError("the server goes on in the clear after an INFO that asks for TLS")

@@ -945,6 +945,41 @@ async def test_what_must_not_run_twice_is_not_sent_again(url: str, client: Bus) 
         assert runs == 1
 
 
+async def test_a_named_node_is_looked_for_once_there_is_a_connection(url: str, client: Bus) -> None:
+    async with service(url, node_id="shop-1"):
+        broker_of(url).cut()
+        call = asyncio.create_task(client.send(Quote("abc"), node="shop-1"))
+        await asyncio.sleep(0)
+        broker_of(url).heal()
+        assert await call == Ok(Price(3))
+        broker_of(url).cut()
+        late = await client.send(Quote("a"), node="shop-2", timeout=0.05)
+        assert isinstance(late, Err)
+        assert (late.code, late.outcome) == ("DISCONNECTED", "not_run")
+        broker_of(url).heal()
+
+
+async def test_the_grain_of_a_type_is_not_that_of_a_slower_one(url: str, client: Bus) -> None:
+    bus = service(url)
+
+    @bus.handler
+    async def wait(request: Wait) -> str:
+        await asyncio.sleep(request.seconds)
+        return "done"
+
+    async with bus:
+        for _ in range(5):
+            await asyncio.gather(
+                *(client.send(Wait(0.01)) for _ in range(10)),
+                *(client.send(Quote("a"), node=bus.node_id) for _ in range(10)),
+                *(client.send(Quote("a")) for _ in range(10)),
+            )
+        assert client._node is not None
+        routes = {route.type_name: route for route in client._node.caller._routes.values()}
+        assert routes["Wait"].lane.limit == 1
+        assert routes["Quote"].lane.limit > 1
+
+
 async def test_without_a_connection_the_deadline_says_so(url: str, client: Bus) -> None:
     broker_of(url).cut()
     result = await client.send(Quote("a"), timeout=0.05)
