@@ -190,6 +190,35 @@ async def test_credentials_that_are_refused_later_are_tried_again_for_ever(
     await eventually(lambda: events.reconnected, 20)
 
 
+async def test_a_user_that_is_taken_away_and_given_back_is_let_in_again(
+    make_transport: Make, start_server: Start
+) -> None:
+    server = start_server(CREDENTIALS)
+    transport, events = make_transport(server.url, user="ada", password="secret")
+    await transport.connect()
+    came = await subscribed(transport)
+    server.reload(CREDENTIALS.replace("ada", "bob"))
+    await eventually(lambda: events.disconnected)
+    server.reload(CREDENTIALS)
+    await eventually(lambda: events.reconnected, 10)
+    transport.publish("a.b", b"again")
+    await eventually(lambda: came == [b"again"])
+
+
+async def test_a_server_that_hangs_up_for_what_was_sent_is_come_back_to(
+    make_transport: Make, start_server: Start
+) -> None:
+    server = start_server("max_control_line: 600\n")
+    transport, events = make_transport(server.url)
+    await transport.connect()
+    came = await subscribed(transport)
+    transport.publish("x" * 1_000, b"")
+    await eventually(lambda: events.reconnected)
+    assert "control line" in events.disconnected[0].lower()
+    transport.publish("a.b", b"again")
+    await eventually(lambda: came == [b"again"])
+
+
 async def test_a_larger_pause_follows_each_loss_of_a_connection_that_did_not_last(make_transport: Make) -> None:
     async with FakeNats() as server:
         transport, events = make_transport(server.url)
