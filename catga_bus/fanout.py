@@ -10,7 +10,8 @@ import msgspec
 from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
 from catga_bus.codec.frames import encode_frame
-from catga_bus.dispatch.dispatcher import Delivery, Dispatcher, Station
+from catga_bus.dispatch.deliveries import Delivery, Station
+from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.errors import ConfigurationError, DisconnectedError, Outcome
 from catga_bus.ids import MessageIds
 from catga_bus.messages import Event, options_of

@@ -11,7 +11,8 @@ from catga_bus.clock import Clock, utc_now
 from catga_bus.codec import Gate, Limits
 from catga_bus.config import BusConfig
 from catga_bus.context import Calls, Context
-from catga_bus.dispatch.dispatcher import Delivery, Dispatcher, DispatcherStatistics, Station
+from catga_bus.dispatch.deliveries import Delivery, DispatcherStatistics, Station
+from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.stations import build_station
 from catga_bus.dispatch.threads import HandlerThreads
 from catga_bus.errors import CallError
@@ -19,7 +20,8 @@ from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler
 from catga_bus.handlers.router import Collected
 from catga_bus.ids import MessageIds
-from catga_bus.requests.caller import Caller, CallerStatistics
+from catga_bus.requests.caller import Caller
+from catga_bus.requests.calls import CallerStatistics
 from catga_bus.requests.inboxes import Inboxes
 from catga_bus.requests.responder import Responder, ResponderStatistics
 from catga_bus.requests.service_api import EndpointCounts, NodeFacts, NodeFinder, ServiceApi

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from catga_bus.codec import Body
 from catga_bus.context import BlockingContext, Context
-from catga_bus.dispatch.dispatcher import Dispatcher, Station
+from catga_bus.dispatch.deliveries import Station
+from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.threads import HandlerThreads
 from catga_bus.errors import Code, Outcome, Refused
 from catga_bus.handlers.registry import Handler

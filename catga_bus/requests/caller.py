@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from catga_bus.messages import options_of, reply_type
 from catga_bus.rarely import RareLog
 from catga_bus.requests import attempts
 from catga_bus.requests.attempts import Phase, Progress, RetryBudget, Verdict
+from catga_bus.requests.calls import Call, CallerStatistics, Route
 from catga_bus.requests.grain import grain, smoothed
 from catga_bus.result import Err, Ok
 from catga_bus.transport.base import Subscription, Transport
@@ -44,56 +45,6 @@ _SWEEP_SECONDS_PER_CALL = 2e-6
 _encode = msgspec.msgpack.Encoder().encode
 _decode_fault = msgspec.msgpack.Decoder(Fault).decode
 _decode_frame = msgspec.msgpack.Decoder(MessageFrame).decode
-
-
-class Route(msgspec.Struct, eq=False):
-    """What the caller knows of one request type."""
-
-    type_name: str
-    subject: str
-    key_field: str | None
-    idempotent: bool
-    decode: Callable[[Any], Any]
-    lane: Lane
-    handler_seconds: float = 0.0
-    in_flight: int = 0
-
-
-class Call(msgspec.Struct, eq=False, gc=False):
-    """One request that waits for its answer.
-
-    Not tracked by the garbage collector, which would look at every call in flight again and again: its future knows
-    the waiting task, and neither knows the call, so that it is in no cycle.
-    """
-
-    id: str
-    route: Route
-    lane: Lane
-    future: asyncio.Future[Ok[Any] | Err]
-    frame: bytes
-    """As first written; a later attempt is made from it, so a call is encoded once."""
-
-    progress: Progress
-    batch: int = 0
-
-
-class CallerStatistics(msgspec.Struct, frozen=True):
-    """What the caller has done; counts since start."""
-
-    calls: int
-    in_flight: int
-    ok: int
-    failed: int
-    """Calls that ended as `Err`, whatever the outcome."""
-
-    retries: int
-    """Attempts after the first."""
-
-    late_answers: int
-    """Answers to calls that had ended."""
-
-    rejected: int
-    """Messages on the inbox that were not answers."""
 
 
 class Caller:

@@ -8,7 +8,8 @@ import msgspec
 
 from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
-from catga_bus.dispatch.dispatcher import Delivery, Dispatcher, Station
+from catga_bus.dispatch.deliveries import Delivery, Station
+from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
 from catga_bus.rarely import RareLog
