@@ -34,6 +34,7 @@ from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
 from catga_bus.pipeline import CallNext, Result
 from catga_bus.result import Err, Ok
+from catga_bus.version import __version__
 
 __all__ = [
     "AuthenticationError",
@@ -71,4 +72,5 @@ __all__ = [
     "Result",
     "Router",
     "TooLargeError",
+    "__version__",
 ]

@@ -1,6 +1,5 @@
 """The group of all commands, and the edge where errors become one line and an exit code."""
 
-import importlib.metadata
 import os
 import sys
 import traceback
@@ -15,6 +14,7 @@ from catga_bus.cli.options import Session, debug_option
 from catga_bus.cli.run import run
 from catga_bus.cli.up import up
 from catga_bus.errors import CatgaError
+from catga_bus.version import __version__
 
 _EXAMPLES = """\b
 Try it on this machine, in three terminals:
@@ -33,7 +33,7 @@ Or see a month of flights replayed through three nodes:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXAMPLES + EXIT_CODES_HELP,
 )
-@click.version_option(importlib.metadata.version("catga-bus"), message="catga %(version)s")
+@click.version_option(__version__, message="catga %(version)s")
 @debug_option
 def catga() -> None:
     """Typed messages between Python processes, over NATS."""

@@ -5,7 +5,6 @@ import json
 import logging
 import random
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Final, NamedTuple
 
 from catga_bus.errors import AuthenticationError, ConfigurationError
@@ -15,6 +14,7 @@ from catga_bus.transport.nats_credentials import connect_fields, tls_context, wa
 from catga_bus.transport.nats_protocol import ServerInfo
 from catga_bus.transport.nats_servers import Server, ServerPool
 from catga_bus.transport.nats_socket import NatsSocket, describe
+from catga_bus.version import __version__
 
 _MAX_DELAY: Final = 2.0
 # Longest pause between two rounds through the servers, in seconds.
@@ -142,7 +142,7 @@ class Dialer:
             "pedantic": False,
             "echo": True,
             "lang": "python3",
-            "version": version("catga-bus"),
+            "version": __version__,
             "protocol": 1,
             "name": self._options.name,
             "headers": info.headers,
