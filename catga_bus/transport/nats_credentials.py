@@ -5,6 +5,7 @@ the next one.
 """
 
 import base64
+import binascii
 import os
 import ssl
 from itertools import pairwise
@@ -134,6 +135,13 @@ def _read(path: str, what: str) -> str:
         raise ConfigurationError(f"{what} cannot be read: {error}") from error
 
 
+def _check_sum(seed: str) -> None:
+    # The library does not look at it, so a seed with a typing error is another key, which the server does not know.
+    raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
+    if binascii.crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
+        raise ValueError("the check sum is wrong")
+
+
 def _sign(seed: str, nonce: str, what: str) -> tuple[str, str]:
     """Return the signature of the nonce and the public key."""
     try:
@@ -143,6 +151,7 @@ def _sign(seed: str, nonce: str, what: str) -> tuple[str, str]:
             f"{what.partition('=')[0]} needs the package nkeys: pip install 'catga-bus[nkeys]'"
         ) from error
     try:
+        _check_sum(seed)
         pair = nkeys.from_seed(bytearray(seed.encode()))
         signature = base64.urlsafe_b64encode(pair.sign(nonce.encode())).rstrip(b"=").decode()
         public_key = cast("bytes", pair.public_key)  # annotated as a key object, but it is the encoded one

@@ -63,11 +63,11 @@ def parse_server(url: str) -> Server:
         raise ConfigurationError(f"address {shown!r} cannot be read; write nats://host:port") from None
     if parts.scheme not in _TLS_BY_SCHEME:
         raise ConfigurationError(f"address {shown!r}: the scheme must be nats:// or tls://, not {parts.scheme}://")
-    if "," in parts.netloc.rpartition("@")[2]:
+    if "," in parts.netloc.rpartition("@")[2] or ("," in parts.netloc and parts.netloc.count("@") > 1):
         raise ConfigurationError(f"address {shown!r} holds a comma; give each server by itself")
     port = _port_of(parts, shown)
-    if not parts.hostname:
-        raise ConfigurationError(f"address {shown!r} has no host; write nats://host:port")
+    if not parts.hostname or " " in parts.hostname:
+        raise ConfigurationError(f"address {shown!r} has no host that can be used; write nats://host:port")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ConfigurationError(f"address {shown!r} must end after the port")
     return Server(
