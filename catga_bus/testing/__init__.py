@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from catga_bus.testing.carrier import Carrier, Received, RecordedEvents
 from catga_bus.testing.waiting import eventually
-from catga_bus.transport.memory import MemoryBroker, broker_of
+from catga_bus.transport.memory_broker import MemoryBroker, broker_of
 
 if TYPE_CHECKING:
     from catga_bus.testing.transport_contract import TransportContract

@@ -1,4 +1,4 @@
-"""Which subjects may go on the wire; shared by all carriers.
+"""Which subjects and headers may go on the wire; shared by all carriers.
 
 The client library checks less than it seems: `publish("a..b")` vanishes without an error, wildcards pass, and one
 subject longer than the server's control line closes the connection for good.
@@ -12,7 +12,10 @@ from catga_bus.errors import ConfigurationError
 MAX_SUBJECT_BYTES = 1_024
 # A quarter of the server's default control line (4 KiB), which holds subject, reply and sizes together.
 
-_BAD_CHARACTER = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
+_BAD_CHARACTER = re.compile("[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")  # halves of surrogate pairs have no UTF-8
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# The token of RFC 7230, as the client library has it; anything else could end the header line.
+_BAD_IN_HEADER_VALUE = re.compile("[\x00\r\n\ud800-\udfff]")
 
 
 @lru_cache(maxsize=4_096)
@@ -31,7 +34,7 @@ def checked_subject(subject: str, *, wildcards: bool = False) -> str:
     if len(subject.encode("utf-8", "surrogatepass")) > MAX_SUBJECT_BYTES:
         raise ConfigurationError(f"subject {subject[:40]!r}... is longer than {MAX_SUBJECT_BYTES} bytes")
     if _BAD_CHARACTER.search(subject):
-        raise ConfigurationError(f"subject {subject!r} holds a space or a control character")
+        raise ConfigurationError(f"subject {subject!r} holds a space, a control character or half a surrogate pair")
     tokens = subject.split(".")
     for place, part in enumerate(tokens):
         if not part:
@@ -41,3 +44,17 @@ def checked_subject(subject: str, *, wildcards: bool = False) -> str:
             if not (wildcards and whole):
                 raise ConfigurationError(f"subject {subject!r} holds the wildcard {part!r} where none may be")
     return subject
+
+
+def check_header(name: str, value: str) -> None:
+    """Refuse a header that cannot be sent.
+
+    Raises:
+        ConfigurationError: Its name is no token of RFC 7230, or its value could end the line; the text names it.
+    """
+    if not _HEADER_NAME.fullmatch(name):
+        raise ConfigurationError(f"header {name!r} cannot be sent: a name is letters, digits and !#$%&'*+-.^_`|~")
+    if _BAD_IN_HEADER_VALUE.search(value):
+        raise ConfigurationError(
+            f"header {name!r} cannot be sent: its value {value!r} holds a line break, NUL or half a surrogate pair"
+        )

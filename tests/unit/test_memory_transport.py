@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from catga_bus.errors import BusStateError, ConfigurationError, DisconnectedError, TooLargeError
 from catga_bus.testing import Received, RecordedEvents, broker_of, eventually
-from catga_bus.transport import memory
+from catga_bus.transport import memory, memory_broker
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.memory import MemoryTransport
 
@@ -235,7 +235,7 @@ async def test_closing_says_nothing_to_the_owner(connections: Connections) -> No
 async def test_over_the_bound_the_newest_messages_are_dropped_and_reported_once(
     connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "MAX_QUEUED_MESSAGES", 10)
+    monkeypatch.setattr(memory_broker, "MAX_QUEUED_MESSAGES", 10)
     transport, events = await connections.connect()
     received = await listen(transport, "a")
     for number in range(13):
@@ -259,7 +259,7 @@ async def test_bytes_are_bounded_too_and_each_receiver_for_itself(
     twice = [await listen(receiver, "a"), await listen(receiver, "a")]
     once = await listen(sender, "a")
     largest = bytes(memory.MAX_PAYLOAD_BYTES)
-    fitting = memory.MAX_QUEUED_BYTES // memory.MAX_PAYLOAD_BYTES
+    fitting = memory_broker.MAX_QUEUED_BYTES // memory.MAX_PAYLOAD_BYTES
     for _ in range(fitting):
         sender.publish("a", largest)
     await once.wait(fitting)
@@ -271,7 +271,7 @@ async def test_bytes_are_bounded_too_and_each_receiver_for_itself(
 async def test_one_message_larger_than_the_bound_is_carried(
     connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "MAX_QUEUED_BYTES", 10)
+    monkeypatch.setattr(memory_broker, "MAX_QUEUED_BYTES", 10)
     transport, events = await connections.connect()
     received = await listen(transport, "a")
     transport.publish("a", bytes(11))
@@ -394,7 +394,7 @@ async def test_subjects_without_end_do_not_grow_the_broker(connections: Connecti
     received = await listen(transport, "answers.*")
     for number in range(10_000):
         transport.publish(f"answers.{number}", b"")
-    assert len(broker._routes) <= memory._MAX_ROUTES
+    assert len(broker._routes) <= memory_broker._MAX_ROUTES
     await received.wait(10_000)
     await transport.close()
     assert not broker._exact
@@ -415,7 +415,7 @@ def test_matching_equals_the_regular_expression_of_the_pattern(
         pattern = [*pattern, ">"]
         expression += r"\..+"
     expected = re.fullmatch(expression, ".".join(subject)) is not None
-    assert memory._matches(pattern, subject) is expected
+    assert memory_broker._matches(pattern, subject) is expected
 
 
 class OtherLoop:
