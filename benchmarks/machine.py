@@ -1,6 +1,5 @@
 """What a result was measured on: without it a number says nothing."""
 
-import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -21,7 +20,7 @@ def describe_machine(server_version: str) -> dict[str, Any]:
     """
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": core_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average_before": [round(load, 2) for load in psutil.getloadavg()],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -33,9 +32,23 @@ def describe_machine(server_version: str) -> dict[str, Any]:
     }
 
 
+def core_count() -> int:
+    """Return how many cores the machine has."""
+    return psutil.cpu_count() or 1
+
+
 def busy_percent(seconds: float) -> float:
     """Watch the machine for `seconds`, and return how busy its cores were, 0 to 100."""
     return float(psutil.cpu_percent(interval=seconds))
+
+
+def busy_seconds() -> float:
+    """Return the processor time that all programs together have used, and the host has withheld, since the start.
+
+    Interrupts are left out: the kernel's work on loopback would count as somebody else's.
+    """
+    times = psutil.cpu_times()
+    return float(times.user + times.system + getattr(times, "nice", 0.0) + getattr(times, "steal", 0.0))
 
 
 def machine_line(machine: dict[str, Any]) -> str:

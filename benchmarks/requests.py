@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from benchmarks.load import Run
-from benchmarks.machine import busy_percent
+from benchmarks.machine import busy_percent, busy_seconds, core_count
 from benchmarks.options import positive_integer, positive_integers, positive_number
 from benchmarks.processes import RoleProcess
 from benchmarks.reporting import Progress, Report, figure, figure_with_spread, markdown_table
@@ -58,8 +58,8 @@ TARGETED_IN_FLIGHT = (256, 1024)
 """The numbers in flight whose throughput has a target, besides each side's best."""
 
 QUIET_PERCENT = 10.0
-"""How busy others may keep the machine before a round. One of two cores, 50 %, took three quarters of its throughput
-from bare nats-py at 256 in flight, and need not take as much from the others: ratios then say nothing."""
+"""How much of the machine others may take. One of two cores, 50 %, took three quarters of its throughput from bare
+nats-py at 256 in flight, and need not take as much from the other sides: ratios then say nothing."""
 
 _LISTEN_SECONDS = 0.3
 # A slow machine may need several times what was asked for; a hang needs for ever.
@@ -78,6 +78,9 @@ class Measurement:
     worker_cpu_seconds: float
     server_cpu_seconds: float | None
     """None where the server is not ours to look at."""
+
+    others_percent: float | None
+    """How much of all cores other processes took meanwhile; None where the server would be one of them."""
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it for the raw data."""
@@ -135,16 +138,19 @@ def run(options: argparse.Namespace, server: Server, progress: Progress) -> Repo
         "measurements": [each.as_json() for each in measured],
     }
     tables = _Tables(options.only, options.in_flight, measured).markdown()
-    return Report(f"{_disturbance(busy)}{tables}", raw)
+    return Report(f"{_disturbance(busy, measured)}{tables}", raw)
 
 
-def _disturbance(busy: Sequence[float]) -> str:
+def _disturbance(before_rounds: Sequence[float], measured: Sequence[Measurement]) -> str:
     """Return a warning where something else was running, or nothing."""
-    if max(busy) <= QUIET_PERCENT:
+    during = [each.others_percent for each in measured if each.others_percent is not None]
+    worst = max([*before_rounds, *during])
+    if worst <= QUIET_PERCENT:
         return ""
+    told = f", during {sum(each > QUIET_PERCENT for each in during)} of {len(during)} measurements more than"
     return (
-        f"**Not to be quoted:** before {sum(each > QUIET_PERCENT for each in busy)} of {len(busy)} rounds other "
-        f"processes kept the machine up to {max(busy):.0f} % busy; repeat the run when nothing else is running.\n\n"
+        f"**Not to be quoted:** other processes took up to {worst:.0f} % of the machine"
+        f"{f'{told} {QUIET_PERCENT:.0f} %' if during else ''}; repeat when nothing else is running.\n\n"
     )
 
 
@@ -187,10 +193,11 @@ def _measure(
     patience = _PATIENCE_SECONDS + 10 * seconds
     rate = client.call("calibrate", timeout=patience, in_flight=in_flight, seconds=seconds / 4)
     requests = requests_for(rate, seconds, in_flight=in_flight)
-    before = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server)]
+    before = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server), busy_seconds()]
     result = client.call("measure", timeout=patience, in_flight=in_flight, requests=requests)
-    after = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server)]
-    of_client, of_worker, of_server = (end - begin for begin, end in zip(before, after, strict=True))
+    after = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server), busy_seconds()]
+    of_client, of_worker, of_server, of_all = (end - begin for begin, end in zip(before, after, strict=True))
+    of_others = max(0.0, of_all - of_client - of_worker - of_server)
     return Measurement(
         number,
         side,
@@ -199,6 +206,7 @@ def _measure(
         of_client,
         of_worker,
         None if server.pid is None else of_server,
+        None if server.pid is None else of_others / result.seconds / core_count() * 100,
     )
 
 

@@ -41,6 +41,8 @@ def test_requests_are_measured_for_every_side_and_number_in_flight(tmp_path):
     rows = {(row["side"], row["in_flight"]): row for row in raw["measurements"]}
     assert sorted(rows) == sorted((side, level) for side in sides for level in (1, 16))
     assert all(row["requests_per_second"] > 0 for row in rows.values())
+    assert all(row["others_percent"] >= 0 for row in rows.values())
+    assert len(raw["busy_percent_before_round"]) == 1
     assert all(row["requests"] >= 4 * row["in_flight"] for row in rows.values())
     for side in sides:
         assert 0 < rows[side, 1]["p50_microseconds"] <= rows[side, 1]["p99_microseconds"]
