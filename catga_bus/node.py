@@ -138,7 +138,7 @@ class Node:
         return Coalescer(
             self.transport,
             max_frames=config.max_batch_frames,
-            max_bytes=min(config.max_batch_bytes, self.transport.max_payload // 2),
+            max_bytes=config.max_batch_bytes,
             max_held_bytes=config.max_held_bytes,
         )
 

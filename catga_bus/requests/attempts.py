@@ -36,7 +36,6 @@ class Phase(Enum):
 class Progress(msgspec.Struct):
     """The facts of one call that decisions rest on. Instants are seconds of a monotonic clock."""
 
-    deadline: float
     idempotent: bool = True
     phase: Phase = Phase.UNSENT
     attempt: int = 0
@@ -138,27 +137,32 @@ def after_busy(call: Progress, now: float, budget: RetryBudget, rng: random.Rand
     return None
 
 
+def after_held(call: Progress) -> None:
+    """What was to be written never left this process: it is as good as unsent."""
+    call.attempt -= 1
+    call.phase = Phase.UNSENT
+
+
 def after_disconnect(call: Progress) -> None:
-    """The connection was lost: what was written may have run, or may be lost."""
+    """The connection was lost: what was written may have run, or may be lost.
+
+    A call that may run twice is to be written again when the connection is back. One that must not is left to wait
+    for the answer that may still come.
+    """
     if call.phase is Phase.SENT:
         call.maybe_ran = True
-    elif call.phase is Phase.WAITING:
+    if call.phase is Phase.WAITING or call.idempotent:
         call.phase = Phase.UNSENT
         call.due = math.inf
-
-
-def after_reconnect(call: Progress) -> bool:
-    """The connection is back: whether the call is to be written (again) now.
-
-    A call that must not run twice and may have run is left to wait for the answer that may still come.
-    """
-    return call.phase is Phase.UNSENT or call.idempotent
 
 
 def after_deadline(call: Progress, *, connected: bool) -> Verdict:
     """The time is up: say honestly what is known."""
     sent = call.phase is Phase.SENT or call.maybe_ran
-    if not connected or call.phase is Phase.UNSENT:
+    if connected and call.phase is Phase.UNSENT:
+        outcome = Outcome.UNKNOWN if sent else Outcome.NOT_RUN
+        return Verdict(Code.TIMEOUT, outcome, "the connection was behind until the deadline")
+    if not connected:
         outcome = Outcome.UNKNOWN if sent else Outcome.NOT_RUN
         return Verdict(Code.DISCONNECTED, outcome, "there was no connection to a server when the deadline passed")
     if call.phase is Phase.WAITING and not sent:
@@ -166,6 +170,11 @@ def after_deadline(call: Progress, *, connected: bool) -> Verdict:
             return Verdict(Code.NO_HANDLER, Outcome.NOT_RUN, "nobody handled it before the deadline")
         return Verdict(Code.OVERLOADED, Outcome.NOT_RUN, "every node was too busy until the deadline")
     return Verdict(Code.TIMEOUT, Outcome.UNKNOWN, "no answer before the deadline")
+
+
+def after_invalid(call: Progress) -> Outcome:
+    """A node could not read it: it did not run this time."""
+    return _unless_it_ran(call)
 
 
 def after_expired(call: Progress) -> Verdict:

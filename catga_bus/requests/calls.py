@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from catga_bus.requests.attempts import Progress
+from catga_bus.requests.attempts import Phase, Progress
 from catga_bus.result import Err, Ok
 from catga_bus.transport.coalescer import Lane
 
@@ -21,7 +21,7 @@ class Route(msgspec.Struct, eq=False):
     decode: Callable[[Any], Any]
     lane: Lane
     handler_seconds: float = 0.0
-    in_flight: int = 0
+    """Moving mean of the time in the handler, as answers tell it."""
 
 
 class Call(msgspec.Struct, eq=False, gc=False):
@@ -38,8 +38,25 @@ class Call(msgspec.Struct, eq=False, gc=False):
     frame: bytes
     """As first written; a later attempt is made from it, so a call is encoded once."""
 
-    progress: Progress
+    deadline: float
+    """Instant of the monotonic clock."""
+
     batch: int = 0
+    """The number of the batch that it was last written with; 0 if it was not."""
+
+    progress: Progress | None = None
+    """None while all is well: written once and not lost."""
+
+    def trouble(self) -> Progress:
+        """Return the facts that decisions rest on, from the first trouble on."""
+        if self.progress is None:
+            self.progress = Progress(idempotent=self.route.idempotent, phase=Phase.SENT, attempt=1)
+        return self.progress
+
+    @property
+    def attempts(self) -> int:
+        """How often it was written."""
+        return 1 if self.progress is None else self.progress.attempt
 
 
 class CallerStatistics(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from catga_bus.requests.attempts import Phase, Progress, RetryBudget
 
 
 def sent(**facts: object) -> Progress:
-    return Progress(**({"deadline": 100.0, "phase": Phase.SENT, "attempt": 1} | facts))  # type: ignore[arg-type]
+    return Progress(**({"phase": Phase.SENT, "attempt": 1} | facts))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -75,13 +75,36 @@ def test_a_waiting_call_has_not_run_when_the_connection_goes(rng: random.Random)
 
 
 @pytest.mark.parametrize(
-    ("phase", "idempotent", "written"),
-    [(Phase.UNSENT, False, True), (Phase.SENT, True, True), (Phase.SENT, False, False), (Phase.UNSENT, True, True)],
+    ("phase", "idempotent", "after"),
+    [
+        (Phase.UNSENT, False, Phase.UNSENT),
+        (Phase.UNSENT, True, Phase.UNSENT),
+        (Phase.SENT, True, Phase.UNSENT),
+        (Phase.SENT, False, Phase.SENT),
+        (Phase.WAITING, False, Phase.UNSENT),
+    ],
 )
-def test_after_a_reconnect_only_what_may_run_twice_or_never_left_is_written(
-    phase: Phase, idempotent: bool, written: bool
+def test_after_a_disconnect_only_what_may_run_twice_or_never_left_is_unsent(
+    phase: Phase, idempotent: bool, after: Phase
 ) -> None:
-    assert attempts.after_reconnect(sent(phase=phase, idempotent=idempotent)) is written
+    call = sent(phase=phase, idempotent=idempotent)
+    attempts.after_disconnect(call)
+    assert call.phase is after
+    assert call.maybe_ran is (phase is Phase.SENT)
+
+
+def test_what_was_held_and_never_left_has_not_run() -> None:
+    call = sent()
+    attempts.after_held(call)
+    assert (call.phase, call.attempt) == (Phase.UNSENT, 0)
+    attempts.after_disconnect(call)
+    assert attempts.after_deadline(call, connected=False).outcome is Outcome.NOT_RUN
+    assert attempts.after_deadline(call, connected=True).outcome is Outcome.NOT_RUN
+
+
+def test_a_node_that_cannot_read_it_says_nothing_about_earlier_attempts() -> None:
+    assert attempts.after_invalid(sent()) is Outcome.NOT_RUN
+    assert attempts.after_invalid(sent(maybe_ran=True)) is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -117,7 +140,7 @@ def test_retries_stay_within_a_fifth_of_the_calls_and_the_floor(steps: list[tupl
     assert taken <= 100 + 0.2 * calls + 10.0 * now + 1e-6
 
 
-@given(st.lists(st.sampled_from(["503", "busy", "down", "up"]), max_size=40), st.booleans(), st.integers(0, 2**32))
+@given(st.lists(st.sampled_from(["503", "busy", "down", "up", "held"]), max_size=40), st.booleans(), st.integers(0, 2**32))
 def test_a_call_that_may_have_run_is_never_called_not_run(steps: list[str], idempotent: bool, seed: int) -> None:
     """Whatever happens in whatever order, NOT_RUN is said only when every write was answered as not run."""
     rng, budget = random.Random(seed), RetryBudget(0.0)
@@ -132,8 +155,11 @@ def test_a_call_that_may_have_run_is_never_called_not_run(steps: list[str], idem
         elif step == "down":
             unaccounted = unaccounted or call.phase is Phase.SENT
             attempts.after_disconnect(call)
-        elif step == "up" and attempts.after_reconnect(call):
+        elif step == "up" and call.phase is Phase.UNSENT:
+            call.attempt += 1
             call.phase = Phase.SENT
+        elif step == "held" and call.phase is Phase.SENT and not unaccounted:
+            attempts.after_held(call)
         if verdict is None and now > 1.9:
             verdict = attempts.after_deadline(call, connected=step != "down")
             unaccounted = unaccounted or call.phase is Phase.SENT

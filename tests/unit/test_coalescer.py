@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from catga_bus.errors import DisconnectedError
+from catga_bus.errors import CatgaError, DisconnectedError
 from catga_bus.testing import eventually
 from catga_bus.transport.coalescer import Coalescer
 
@@ -18,6 +18,8 @@ class FakeTransport:
         self.pushes = 0
         self.is_connected = True
         self.is_behind = False
+        self.max_payload = 1_000_000
+        self.room: int | None = None  # messages until it is behind
         self.writable = asyncio.Event()
 
     def publish(
@@ -27,6 +29,9 @@ class FakeTransport:
         if not self.is_connected:
             raise DisconnectedError("no connection")
         self.published.append((subject, payload, reply))
+        if self.room is not None:
+            self.room -= 1
+            self.is_behind = self.room <= 0
 
     def push(self) -> None:
         self.pushes += 1
@@ -152,6 +157,84 @@ async def test_dropping_forgets_what_is_held(coalescer: Coalescer, transport: Fa
     lane.add(b"new")
     await eventually(lambda: payloads(transport) == [("s", b"new")])
     assert coalescer.statistics().lost_frames == 6
+
+
+class FakeOwner:
+    """Takes down what it is told."""
+
+    def __init__(self) -> None:
+        self.held: list[set[int]] = []
+        self.refused: list[int] = []
+        self.rooms = 0
+
+    def on_held(self, numbers: set[int]) -> None:
+        self.held.append(numbers)
+
+    def on_refused(self, number: int, error: CatgaError) -> None:
+        self.refused.append(number)
+
+    def on_room(self) -> None:
+        self.rooms += 1
+
+
+async def test_frames_of_returnable_lanes_are_given_back_and_others_held(
+    coalescer: Coalescer, transport: FakeTransport
+) -> None:
+    owner = coalescer.owner = FakeOwner()
+    requests, events = coalescer.lane("r", seal, returnable=True), coalescer.lane("e", seal)
+    transport.is_behind = True
+    numbers = {requests.add(b"a") for _ in range(6)}
+    events.add(b"x")
+    await eventually(lambda: coalescer.is_blocked)
+    assert owner.held == [numbers]
+    assert coalescer.statistics().held_frames == 1
+    transport.writable.set()
+    await eventually(lambda: owner.rooms == 1)
+    assert payloads(transport) == [("e", b"x")]
+
+
+async def test_a_flush_stops_when_the_transport_gets_behind_and_goes_on_later(transport: FakeTransport) -> None:
+    coalescer = Coalescer(transport, max_frames=1, max_bytes=300_000, max_held_bytes=10)  # type: ignore[arg-type]
+    owner = coalescer.owner = FakeOwner()
+    transport.room = 2
+    lane, large = coalescer.lane("e", seal), bytes(300_000)
+    for _ in range(5):
+        lane.add(large)
+    await eventually(lambda: coalescer.is_blocked)
+    assert len(transport.published) == 2
+    assert coalescer.is_full
+    for sent in (4, 5):
+        transport.room = 2
+        transport.writable.set()
+        await eventually(lambda wanted=sent: len(transport.published) == wanted)
+        transport.writable.clear()
+    transport.writable.set()
+    await eventually(lambda: not coalescer.is_blocked)
+    assert owner.rooms == 1
+    assert coalescer.queued_bytes == 0
+
+
+async def test_a_batch_that_the_transport_refuses_is_told_to_its_owner(
+    coalescer: Coalescer, transport: FakeTransport
+) -> None:
+    owner = coalescer.owner = FakeOwner()
+    number = coalescer.lane("r", seal, returnable=True).add(b"a")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DisconnectedError("no")
+
+    transport.publish = refuse  # type: ignore[method-assign]
+    await eventually(lambda: owner.refused == [number])
+
+
+async def test_a_server_that_takes_less_makes_smaller_batches(coalescer: Coalescer, transport: FakeTransport) -> None:
+    transport.max_payload = 40
+    coalescer.reconnected()
+    lane = coalescer.lane("s", seal)
+    for _ in range(4):
+        lane.add(b"x" * 10)
+    await asyncio.sleep(0)
+    assert [len(payload) for _, payload in payloads(transport)] == [21, 21]
 
 
 async def test_closing_sends_what_waits(coalescer: Coalescer, transport: FakeTransport) -> None:
