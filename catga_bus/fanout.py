@@ -193,27 +193,41 @@ class Fanout:
             batch = gate.messages(payload)
         except GateError as error:
             self._rejected += 1
-            self._log.warn("gate", "an event on %s was not let in: %s", subject, error)
+            self._log.warn("gate", "an event on %r was not let in: %s", subject, error)
             return
         sender = batch.head.sender
-        size = len(payload) // (len(batch.frames) or 1)
+        # The server checks subjects, not frames: a frame of another type would get around its permissions.
+        allowed = self._allowed(subject, in_order=in_order)
+        alone = len(batch.frames) == 1
         for frame in batch.frames:
             self._received += 1
-            if frame.type in self._stations:
-                self._admit(frame, sender, size, in_order=in_order)
-            else:
+            if frame.type != allowed:
                 self._rejected += 1
+                continue
+            # A copy, else one slow event would keep the bytes of all its batch mates.
+            self._admit(frame, sender, frame.body if alone else frame.body.copy(), in_order=in_order)
         self._dispatcher.wake()
+
+    def _allowed(self, subject: str, *, in_order: bool) -> str | None:
+        """Return the type that may come on a subject; durable events come as broadcasts only."""
+        name = self._by_token.get(subject.rpartition(".")[2])
+        return None if name in self._durable and not in_order else name
 
     def _take_json(self, subject: str, payload: bytes, *, in_order: bool) -> None:
         """Take one JSON event from a client that is not a bus; its type is in the subject."""
         self._received += 1
-        name = self._by_token.get(subject.rpartition(".")[2], "")
-        frame = MessageFrame(self._ids.take(), name, None, None, 1, None, msgspec.Raw(payload))
-        self._admit(frame, "json", len(payload), in_order=in_order, json=True)
+        name = self._allowed(subject, in_order=in_order)
+        if name is None:
+            self._rejected += 1
+            return
+        body = msgspec.Raw(payload)
+        frame = MessageFrame(self._ids.take(), name, None, None, 1, None, body)
+        self._admit(frame, "json", body, in_order=in_order, json=True)
         self._dispatcher.wake()
 
-    def _admit(self, frame: MessageFrame, sender: str, size: int, *, in_order: bool, json: bool = False) -> None:
+    def _admit(
+        self, frame: MessageFrame, sender: str, body: msgspec.Raw, *, in_order: bool, json: bool = False
+    ) -> None:
         for station in self._stations[frame.type]:
             delivery = Delivery(
                 station=station,
@@ -222,8 +236,8 @@ class Fanout:
                 attempt=frame.attempt,
                 trace=frame.trace,
                 sender=sender,
-                body=frame.body,
-                size=size,
+                body=body,
+                size=len(body),
                 deadline=math.inf,
                 settle=self._settled,
                 lane=sender if in_order else None,
@@ -237,4 +251,4 @@ class Fanout:
         del seconds
         if status is Status.INVALID:
             name = delivery.station.type_name
-            self._log.warn(name, "%s %s was not handled: %s", name, delivery.id, value.message)
+            self._log.warn(name, "%s %r was not handled: %s", name, delivery.id, value.message)

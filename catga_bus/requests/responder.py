@@ -33,6 +33,8 @@ from catga_bus.wire import (
 _MAX_CLIENTS = 4_096
 # Clients that ask; what is known of them is a cache, so forgetting it costs a check and a dictionary entry.
 
+_HEADER_BYTES = 1_024  # of an error: at most 576 characters of code and text, and the names
+
 _encode = msgspec.msgpack.Encoder().encode
 _FULL = Fault(Code.OVERLOADED, "the intake is full", retryable=True)
 _encode_json = msgspec.json.Encoder().encode
@@ -118,7 +120,7 @@ class Responder:
     async def start(self) -> None:
         """Subscribe: this node's own subject first, so that who finds it by a type can also address it."""
         own = self._names.node(self._service, self._node_id)
-        self._directed = await self._transport.subscribe(own, self._on_directed)
+        self._directed = await self._transport.subscribe(own, self._on_request)
         for type_name, endpoint in self._endpoints.items():
             subject = self._names.request(type_name)
             endpoint.subscription = await self._transport.subscribe(subject, self._on_request, queue=QUEUE_RPC)
@@ -137,9 +139,6 @@ class Responder:
 
     # -- in ------------------------------------------------------------------------------------------------
 
-    def _on_directed(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
-        self._on_request(subject, payload, reply, headers)
-
     def _on_request(self, subject: str, payload: bytes, reply: str, _: Mapping[str, str] | None) -> None:
         gate = self._gate
         try:
@@ -154,14 +153,18 @@ class Responder:
         except GateError as error:
             self._reject(reply, str(error))
             return
-        self._take(batch, len(payload))
+        self._take(batch, self._by_token.get(subject.rpartition(".")[2]))
 
-    def _take(self, batch: MessageBatch, size: int) -> None:
+    def _take(self, batch: MessageBatch, allowed: str | None) -> None:
+        """Take a batch of messages of the one type that its subject allows.
+
+        The server checks subjects, not frames: a frame of another type would get around its permissions.
+        """
         head = batch.head
         inbox = head.reply
         if inbox is None or not (inbox in self._known_inboxes or self._allow(inbox)):
             self._rejected += 1
-            self._log.warn("reply", "a batch of %s was not run: it may not be answered on %r", head.sender, inbox)
+            self._log.warn("reply", "a batch of %r was not run: it may not be answered on %r", head.sender, inbox)
             return
         frames = batch.frames
         self._batches += 1
@@ -169,18 +172,16 @@ class Responder:
         endpoints, admit, settle = self._endpoints, self._dispatcher.admit, self._settle
         now = self._clock()
         default = self._default_timeout
-        share = size // (len(frames) or 1)
-        type_name = ""
-        endpoint: Endpoint | None = None
-        lane = self._lane(inbox, "")
+        endpoint = None if allowed is None else endpoints[allowed]
+        lane = self._lane(inbox, allowed or "")
+        alone = len(frames) == 1
         for frame in frames:
-            if frame.type != type_name:
-                type_name = frame.type
-                endpoint = endpoints.get(type_name)
-                lane = self._lane(inbox, type_name if endpoint else "")
-            if endpoint is None:
-                self._refuse(lane, frame.id, Status.INVALID, self._unknown(type_name))
+            if endpoint is None or frame.type != allowed:
+                self._refuse(lane, frame.id, Status.INVALID, self._unknown(frame.type))
                 continue
+            body = frame.body
+            if not alone:
+                body = body.copy()  # else one slow message would keep the bytes of all its batch mates
             remaining = frame.remaining_ms
             deadline = now + (default if remaining is None else remaining * 0.001)
             delivery = Delivery(
@@ -190,8 +191,8 @@ class Responder:
                 frame.attempt,
                 frame.trace,
                 head.sender,
-                frame.body,
-                share,
+                body,
+                len(body),
                 deadline,
                 settle,
                 lane,
@@ -252,7 +253,7 @@ class Responder:
         """Take one JSON message from a client that is not a bus; its type is in the subject."""
         if not self._inboxes.allow(reply):
             self._rejected += 1
-            self._log.warn("reply", "a JSON request on %s was not run: it may not be answered on %r", subject, reply)
+            self._log.warn("reply", "a JSON request on %r was not run: it may not be answered on %r", subject, reply)
             return
         type_name = self._by_token.get(subject.rpartition(".")[2], "")
         endpoint = self._endpoints.get(type_name)
@@ -297,21 +298,18 @@ class Responder:
         self._publish(reply, body, None)
 
     def _answer_json_fault(self, reply: str, fault: Fault) -> None:
-        body = {"code": fault.code, "message": fault.message, "details": fault.details, "retryable": fault.retryable}
-        text = " ".join(fault.message.split())[:512]  # a header is one line
-        headers = {ERROR_CODE_HEADER: fault.code, ERROR_HEADER: text or fault.code}
-        try:
-            self._publish(reply, _encode_json(body), headers)
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            body["details"] = repr(fault.details)[:512]
-            self._publish(reply, _encode_json(body), headers)
+        body, headers = _json_fault(fault)
+        if len(body) + _HEADER_BYTES > self._transport.max_payload:
+            body, headers = _json_fault(Fault(fault.code, "the details are too large to be sent"))
+        self._publish(reply, body, headers)
 
     def _publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> None:
         try:
             self._transport.publish(subject, payload, headers=headers)
+            self._answers.check()  # these answers go beside the lanes, and fill the same connection
         except CatgaError as error:
             self._dropped += 1
-            self._log.warn("lost", "an answer to %s was lost: %s", subject, error)
+            self._log.warn("lost", "an answer to %r was lost: %s", subject, error)
 
     def _reject(self, reply: str, reason: str) -> None:
         """Count a payload that was not let in, and say so where there is an inbox."""
@@ -319,6 +317,26 @@ class Responder:
         self._log.warn("gate", "a request was not let in: %s", reason)
         if self._inboxes.allow(reply) and not self._answers.is_full:
             self._answer_json_fault(reply, Fault(Code.INVALID_MESSAGE, reason))
+
+
+def _json_fault(fault: Fault) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a failure: whatever a handler put into it, both can be sent."""
+    code = _one_line(fault.code, 64) or str(Code.HANDLER_ERROR)
+    text = _one_line(fault.message, 512) or code
+    body = {"code": code, "message": _text(fault.message), "details": fault.details, "retryable": fault.retryable}
+    try:
+        encoded = _encode_json(body)
+    except Exception:
+        encoded = _encode_json(body | {"details": None})
+    return encoded, {ERROR_CODE_HEADER: code, ERROR_HEADER: text}
+
+
+def _text(value: object) -> str:
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def _one_line(value: object, most: int) -> str:
+    return " ".join(_text(value).replace("\0", " ").split())[:most]
 
 
 def _not_encodable(delivery: Delivery, error: Exception) -> Fault:

@@ -48,6 +48,8 @@ async def bus(server_url: str, namespace: str) -> AsyncIterator[Bus]:
     async def quote(request: Quote) -> dict[str, int] | Err:
         if request.sku == "none":
             return Err("OUT_OF_STOCK", "none left\nat all", {"sku": "none"})
+        if request.sku == "odd":
+            return Err("two\nlines", "half \ud800 of a pair", "x" * 2_000_000)
         if request.sku == "boom":
             raise ValueError("no such shelf")
         return {"cents": len(request.sku)}
@@ -75,6 +77,7 @@ async def test_a_json_request_is_answered_with_json(bus: Bus, stock: Client, nam
     [
         (b'{"sku":"none"}', "OUT_OF_STOCK", "none left at all"),
         (b'{"sku":"boom"}', "HANDLER_ERROR", "raised ValueError: no such shelf"),
+        (b'{"sku":"odd"}', "two lines", "too large"),
         (b'{"sku":3}', "INVALID_MESSAGE", "expected `str`, got `int`"),
         (b"{}", "INVALID_MESSAGE", "sku"),
         (b'{"sku":', "INVALID_MESSAGE", ""),

@@ -36,8 +36,9 @@ from catga_bus import (
     Router,
     TooLargeError,
 )
+from catga_bus.codec import Gate
 from catga_bus.testing import broker_of, eventually
-from catga_bus.wire import Kind, join_batch
+from catga_bus.wire import Kind, Status, join_batch
 
 
 class Price(msgspec.Struct):
@@ -891,6 +892,52 @@ async def test_a_batch_that_may_not_be_answered_where_it_asks_is_not_run(
         await eventually(lambda: bus.statistics().requests.rejected == 1)
         assert await client.send(Quote("a")) == Ok(Price(1))
         assert bus.statistics().handlers.handlers[0].ok == 1
+
+
+async def test_a_frame_of_another_type_than_its_subject_is_not_run(url: str, client: Bus) -> None:
+    bus, seen = service(url), []
+
+    @bus.handler
+    async def stored(event: Stored) -> None:
+        seen.append(event)
+
+    @bus.handler
+    async def tick(event: Tick) -> None:
+        seen.append(event)
+
+    async with bus:
+        assert client._node is not None
+        transport, answers = client._node.transport, []
+        await transport.subscribe("_INBOX.stranger", lambda _, payload, *__: answers.append(payload))
+        body = msgspec.msgpack.encode(("id-1", "Measure", None, 1_000, 1, None, Measure("a")))
+        payload = join_batch(Kind.MESSAGES, ("stranger", "_INBOX.stranger", 1), [body])
+        transport.publish("catga.rpc.Quote", payload)
+        await eventually(lambda: len(answers) == 1)
+        (frame,) = Gate().answers(answers[0]).frames
+        assert frame.status == Status.INVALID
+        for name, event in (("Stored", Stored(1)), ("Tick", Tick(1))):
+            body = msgspec.msgpack.encode(("id-2", name, None, None, 1, None, event))
+            transport.publish("catga.tick.Tick", join_batch(Kind.MESSAGES, ("stranger", None, 1), [body]))
+        await eventually(lambda: len(seen) == 1)
+        assert seen == [Tick(1)]
+        assert all(one.ok == 0 for one in bus.statistics().handlers.handlers if one.type_name in ("Measure", "Stored"))
+
+
+async def test_one_slow_message_does_not_keep_the_bytes_of_its_batch_mates(url: str, client: Bus) -> None:
+    bus, gate = Bus("shop", url=url), asyncio.Event()
+
+    @bus.handler
+    async def quote(request: Quote) -> Price:
+        if request.sku == "slow":
+            await gate.wait()
+        return Price(1)
+
+    async with bus:
+        calls = [asyncio.create_task(client.send(Quote(sku))) for sku in ("slow", *["x" * 10_000] * 20)]
+        await eventually(lambda: bus.statistics().handlers.intake == 1)
+        assert bus.statistics().handlers.intake_bytes < 100
+        gate.set()
+        await asyncio.gather(*calls)
 
 
 # -- connection --------------------------------------------------------------------------------------------
