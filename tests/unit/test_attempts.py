@@ -140,7 +140,9 @@ def test_retries_stay_within_a_fifth_of_the_calls_and_the_floor(steps: list[tupl
     assert taken <= 100 + 0.2 * calls + 10.0 * now + 1e-6
 
 
-@given(st.lists(st.sampled_from(["503", "busy", "down", "up", "held"]), max_size=40), st.booleans(), st.integers(0, 2**32))
+@given(
+    st.lists(st.sampled_from(["503", "busy", "down", "up", "held"]), max_size=40), st.booleans(), st.integers(0, 2**32)
+)
 def test_a_call_that_may_have_run_is_never_called_not_run(steps: list[str], idempotent: bool, seed: int) -> None:
     """Whatever happens in whatever order, NOT_RUN is said only when every write was answered as not run."""
     rng, budget = random.Random(seed), RetryBudget(0.0)
