@@ -370,7 +370,8 @@ class Bus(Router):
     async def _send_to(self, request: Any, limit: float, node: str | None, parent: Context | None) -> Ok[Any] | Err:
         here = self._open()
         if limit <= 0.0:
-            return Err(str(Code.TIMEOUT), "the deadline had passed before the call", None, Outcome.NOT_RUN)
+            text = "the deadline had passed before the request was written"
+            return Err(str(Code.TIMEOUT), text, None, Outcome.NOT_RUN, retryable=True)
         began = self._clock()
         target: tuple[str, str] | None = None
         if node is not None:
@@ -403,11 +404,13 @@ class Bus(Router):
                 await self._connection.up.wait()
             left = limit - (self._clock() - began)
             service = await here.finder.find(node, min(left, _FIND_SECONDS))
+            if service is None and not here.transport.is_connected:
+                raise DisconnectedError(name)
         except (TimeoutError, DisconnectedError):
             text = f"there was no connection to ask for {name}"
             return Err(str(Code.DISCONNECTED), text, None, Outcome.NOT_RUN, retryable=True)
         if service is None:
-            return Err(str(Code.NO_HANDLER), f"{name} does not answer", None, Outcome.NOT_RUN)
+            return Err(str(Code.NO_HANDLER), f"{name} does not answer", None, Outcome.NOT_RUN, retryable=True)
         return service
 
     async def _fire(self, operation: Literal["publish", "broadcast"], event: Event, parent: Context | None) -> None:
@@ -467,6 +470,7 @@ def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transp
 _FIND_SECONDS = 1.0
 # How long a node may take to say who it is; it takes a millisecond, unless its loop is blocked.
 
+_HOPELESS = (Code.INVALID_MESSAGE, Code.TOO_LARGE)  # a message meets the same end every time
 _MAX_TIMEOUT = 31_536_000  # a year
 _MAX_NAME = 200  # bytes of a service or a node: they travel in the head of every batch
 
@@ -480,7 +484,8 @@ def _check_name(option: str, value: object) -> None:
 
 
 def _as_err(error: CallError) -> Err:
-    return Err(error.code, error.message, error.details, error.outcome, error.retryable, error.attempts, error.node)
+    retryable = error.retryable or (error.outcome is Outcome.NOT_RUN and error.code not in _HOPELESS)
+    return Err(error.code, error.message, error.details, error.outcome, retryable, error.attempts, error.node)
 
 
 async def _first(work: Any, interrupted: asyncio.Event) -> bool:

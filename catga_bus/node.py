@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from typing import Any
 
 import msgspec
 
@@ -94,7 +95,9 @@ class Node:
         self._threads: list[HandlerThreads] = []
         self.outgoing = self._coalescer()
         self.answers = self._coalescer()
-        self.dispatcher = Dispatcher(self._context, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes)
+        self.dispatcher = _Dispatcher(
+            self._context, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes
+        )
         self.answers.watch(self.dispatcher.pause, self.dispatcher.resume)
         self.caller = Caller(
             transport, self.outgoing, gate, names, sender=info.node_id, clock=clock, rng=random.Random()
@@ -228,11 +231,16 @@ class Node:
             with contextlib.suppress(CallError):
                 await self.transport.flush(2.0)
 
+    def runs(self, task: "asyncio.Task[Any] | None") -> bool:
+        """Whether a task is that of a handler; one that has not been suspended yet may not be known."""
+        return self.dispatcher.runs(task)
+
     async def close(self) -> None:
         """End everything that was built, in the order in which it hangs together."""
         await self.dispatcher.close()
         for threads in self._threads:
             threads.close()
+        self.finder.close()
         await self.caller.close()
         await self.outgoing.close()
         await self.answers.close()
@@ -310,9 +318,18 @@ class ConnectionEvents:
             self.denied.add(subject)
         if self.node is not None:
             self.node.caller.denied(subject)
+            self.node.finder.denied(subject)
 
     def on_error(self, text: str) -> None:
         """The transport has logged it."""
+
+
+class _Dispatcher(Dispatcher):
+    """A dispatcher that knows its own tasks, for who must not wait for them."""
+
+    def runs(self, task: "asyncio.Task[Any] | None") -> bool:
+        """Whether a task runs a handler."""
+        return task in self._runner.tasks
 
 
 class _StreamNames(msgspec.Struct):

@@ -53,7 +53,8 @@ class Err(msgspec.Struct, frozen=True):
     """Whether the effects of the call may exist."""
 
     retryable: bool = False
-    """Advice to the caller; the bus never acts on it."""
+    """Advice to the caller; the bus never acts on it. What the bus says did not run may be tried again, but for
+    `INVALID_MESSAGE` and `TOO_LARGE`, which would meet the same end."""
 
     attempts: int = 0
     """How often the call was sent; 0 if it never was."""
