@@ -30,7 +30,7 @@ from catga_bus.pipeline import compose
 from catga_bus.result import Err, Ok
 from catga_bus.transport.base import ConnectionOptions, Transport
 from catga_bus.transport.memory import MemoryTransport
-from catga_bus.wire import SERVICE_API, Names
+from catga_bus.wire import SERVICE_API
 
 R = TypeVar("R")
 
@@ -103,12 +103,13 @@ class Bus(Router):
         self.node_id = node_id if node_id is not None else new_node_id(service)
         self.version = version
         self.config = checked_config(config, options)
-        self._urls = server_urls(url)
-        self._metadata = dict(metadata or {})
+        self._urls = _checked_urls(url)
+        _check_text("version", version)
+        self._metadata = _checked_metadata(metadata)
         for name, value in (("zone", zone), ("region", region)):
             if value is not None:
+                _check_text(name, value)
                 self._metadata[f"catga.{name}"] = value
-        Names(self.config.namespace)  # checks it
         self._clock: Clock = monotonic
         self._state = _State.NEW
         self._pid = os.getpid()
@@ -136,7 +137,7 @@ class Bus(Router):
         if self._state is not _State.NEW:
             raise BusStateError(f"{self!r} has started; override before start()")
         if url is not None:
-            self._urls = server_urls(url)
+            self._urls = _checked_urls(url)
         if node_id is not None:
             _check_name("node_id", node_id)
             self.node_id = node_id
@@ -404,14 +405,14 @@ class Bus(Router):
                 await self._connection.up.wait()
             left = limit - (self._clock() - began)
             service = await here.finder.find(node, min(left, _FIND_SECONDS))
-            if service is None and not here.transport.is_connected:
-                raise DisconnectedError(name)
         except (TimeoutError, DisconnectedError):
-            text = f"there was no connection to ask for {name}"
-            return Err(str(Code.DISCONNECTED), text, None, Outcome.NOT_RUN, retryable=True)
-        if service is None:
+            service = None
+        if service is not None:
+            return service
+        if here.transport.is_connected:
             return Err(str(Code.NO_HANDLER), f"{name} does not answer", None, Outcome.NOT_RUN, retryable=True)
-        return service
+        text = f"there was no connection to ask for {name}"
+        return Err(str(Code.DISCONNECTED), text, None, Outcome.NOT_RUN, retryable=True)
 
     async def _fire(self, operation: Literal["publish", "broadcast"], event: Event, parent: Context | None) -> None:
         if self._fire_through is None:
@@ -453,9 +454,12 @@ class Bus(Router):
     def _checked_timeout(self, timeout: float | None) -> float:
         if timeout is None:
             return self.config.send_timeout
-        if not 0.0 < timeout <= _MAX_TIMEOUT:
-            raise ConfigurationError(f"timeout must be seconds above 0, at most {_MAX_TIMEOUT:,}, got {timeout!r}")
-        return timeout
+        try:
+            if 0.0 < timeout <= _MAX_TIMEOUT:
+                return timeout
+        except TypeError:
+            pass
+        raise ConfigurationError(f"timeout must be seconds above 0, at most {_MAX_TIMEOUT:,}, got {timeout!r}")
 
 
 def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transport:
@@ -481,6 +485,34 @@ def _check_name(option: str, value: object) -> None:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:60]}... ({size:,} bytes)"
         raise ConfigurationError(f"{option} must be 1 to {_MAX_NAME} bytes of text, got {shown}")
+
+
+def _checked_urls(url: str | None) -> tuple[str, ...]:
+    urls = server_urls(url)
+    if urls[0].startswith("embedded://"):
+        EmbeddedServer.parse(urls[0])
+    return urls
+
+
+def _checked_metadata(metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise ConfigurationError(f"metadata must be a dictionary of text, got {metadata!r}")
+    for key, value in metadata.items():
+        if not (_is_text(key) and _is_text(value)):
+            raise ConfigurationError(f"metadata must be a dictionary of text, got {value!r} for {key!r}")
+    return dict(metadata)
+
+
+def _check_text(option: str, value: object) -> None:
+    if not _is_text(value):
+        raise ConfigurationError(f"{option} must be text, got {value!r}")
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that can be sent: half a surrogate pair has no UTF-8."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def _as_err(error: CallError) -> Err:

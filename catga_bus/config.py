@@ -7,6 +7,9 @@ import msgspec
 
 from catga_bus.errors import ConfigurationError
 from catga_bus.transport.base import ConnectionOptions
+from catga_bus.transport.nats_servers import parse_server, redacted
+from catga_bus.transport.validation import checked_subject
+from catga_bus.wire import Names
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -42,7 +45,8 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a leaving node waits for what runs. 0 to 86,400."""
 
     reply_roots: tuple[str, ...] = ("_INBOX",)
-    """Roots of inboxes that this node answers to, beside its own `inbox_prefix`."""
+    """Roots of inboxes that this node answers to, beside its own `inbox_prefix`. Neither may begin with `$` or lie in
+    the namespace: no answer goes there."""
 
     # How to reach the server: see ConnectionOptions, which documents each.
     user: str | None = None
@@ -107,17 +111,50 @@ def checked_config(config: BusConfig | None, options: dict[str, Any]) -> BusConf
         raise ConfigurationError(
             f"inbox_prefix must be at most {_MAX_INBOX_PREFIX} bytes, got {checked.inbox_prefix!r}"
         )
+    names = Names(checked.namespace)
+    _check_inbox_root("inbox_prefix", checked.inbox_prefix, names)
+    for root in checked.reply_roots:
+        _check_inbox_root("reply_roots", root, names)
     return checked
+
+
+def _check_inbox_root(option: str, root: str, names: Names) -> None:
+    try:
+        checked_subject(root)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}: {root!r} cannot be the root of inboxes: {error}") from error
+    if root.startswith("$"):
+        raise ConfigurationError(f"{option}: {root!r} begins with $, where the server's own subjects are; take another")
+    if names.owns(root):
+        raise ConfigurationError(
+            f"{option}: {root!r} lies in the namespace {names.namespace!r}, where no answer goes; take another"
+        )
 
 
 def server_urls(url: str | None) -> tuple[str, ...]:
     """Return the addresses in a comma-separated list; without one, those of CATGA_URL, NATS_URL or the default.
 
     Raises:
-        ConfigurationError: There is no address in it.
+        ConfigurationError: There is no address in it, or one that cannot be used; the text shows no credentials.
     """
     text = url if url is not None else os.environ.get("CATGA_URL") or os.environ.get("NATS_URL") or DEFAULT_URL
+    if not isinstance(text, str):
+        raise ConfigurationError(f"url must be text, such as {DEFAULT_URL!r}, got {text!r}")
     urls = tuple(part.strip() for part in text.split(",") if part.strip())
     if not urls:
         raise ConfigurationError(f"url must name a server, such as {DEFAULT_URL!r}, got {text!r}")
+    alone = next((one for one in urls if one.startswith(_ALONE)), None)
+    if alone is None:
+        for one in urls:
+            parse_server(one)
+    elif len(urls) > 1:
+        shown = ",".join(redacted(one) for one in urls)
+        raise ConfigurationError(
+            f"url {shown!r}: {alone!r} stands by itself; only addresses of NATS servers make lists"
+        )
+    elif alone == "memory://":
+        raise ConfigurationError("url 'memory://' names no broker; write memory://name")
     return urls
+
+
+_ALONE = ("memory://", "embedded://")
