@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from catga_bus.dispatch.failures import describe
+
 _Job = tuple[Callable[[], Any], asyncio.Future[Any], Callable[[], None], contextvars.Context]
 
 
@@ -32,18 +34,23 @@ class HandlerThreads:
     def submit(self, function: Callable[[], Any], ended: Callable[[], None]) -> asyncio.Future[Any]:
         """Run a function in a thread, in a copy of the present context, and return the future of its value.
 
-        Cancelling the future does not stop the thread.
+        Cancelling the future does not stop the thread. What a coroutine must not be handed from elsewhere comes as
+        a `RuntimeError` with the original as its cause: `SystemExit`, `KeyboardInterrupt` and all else that is no
+        `Exception`, which would end the event loop or pass for a cancellation, and `StopIteration`.
 
         Args:
             function: What to run.
             ended: Called on the event loop when the function has really ended, before the future is resolved.
+
+        Raises:
+            RuntimeError: The system gives no thread.
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._busy += 1
-        if self._busy > self._started and self._started < self._size:
-            self._started += 1
-            thread = threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True)
+        if self._busy >= self._started and self._started < self._size:
+            thread = threading.Thread(target=self._serve, name=f"{self._name}-{self._started + 1}", daemon=True)
             thread.start()
+            self._started += 1
+        self._busy += 1
         self._jobs.put((function, future, ended, contextvars.copy_context()))
         return future
 
@@ -74,9 +81,17 @@ class HandlerThreads:
         ended()
         if future.done():
             return
-        if isinstance(error, StopIteration):  # a future refuses it
-            error = RuntimeError(f"the function raised {error!r}")
         if error is not None:
-            future.set_exception(error)
+            future.set_exception(error if _may_pass(error) else _wrapped(error))
         else:
             future.set_result(value)
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, StopIteration)
+
+
+def _wrapped(error: BaseException) -> RuntimeError:
+    wrapped = RuntimeError(f"the thread ended with {describe(error)}")
+    wrapped.__cause__ = error
+    return wrapped
