@@ -195,3 +195,16 @@ async def test_an_item_that_starts_others_sees_them_run() -> None:
     rig = Rig(run)
     rig.start("parent")
     await eventually(lambda: seen == ["child", "parent"])
+
+
+async def test_a_worker_that_is_cancelled_before_it_began_is_replaced() -> None:
+    seen: list[str] = []
+
+    async def run(item: str) -> None:
+        seen.append(item)
+
+    rig = Rig(run)
+    rig.start("a")
+    for task in rig.runner.tasks:
+        task.cancel()
+    await eventually(lambda: seen == ["a"])
