@@ -2,7 +2,8 @@
 
     arrived -> (intake bounds) -> ready -> (handler's concurrency) -> decoded -> handler -> settled
 
-`settle` is called exactly once for each admitted delivery, whatever happens to its handler.
+`settle` is called exactly once for each admitted delivery, whatever its handler raises, and also when the dispatcher
+is closed before it could start.
 """
 
 import asyncio
@@ -10,19 +11,24 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from catga_bus.clock import Clock
-from catga_bus.codec import DECODE_ERRORS, explain
+from catga_bus.codec import explain
 from catga_bus.context import Context
-from catga_bus.dispatch.deliveries import Delivery, DispatcherStatistics, Station, StationStatistics
+from catga_bus.dispatch.deliveries import Delivery, DispatcherStatistics, Slots, Station, StationStatistics
+from catga_bus.dispatch.failures import describe, refused
 from catga_bus.dispatch.runner import Runner
-from catga_bus.errors import RESERVED_CODES, Code, Outcome, Refused
+from catga_bus.errors import Code, Outcome, Refused
+from catga_bus.rarely import RareLog
 from catga_bus.result import Err, Ok
 from catga_bus.wire import Fault, Status
 
 log = logging.getLogger("catga_bus.dispatcher")
 
+_CLOSING = Fault(Code.OVERLOADED, "the node is closing", retryable=True)
+_STUCK = Fault(Code.OVERLOADED, "threads of the handler run on past their deadline", retryable=True)
 _CANCEL_SECONDS = 1.0  # for handlers to clean up after they are cancelled at the end of a drain
 _SWEEP_SECONDS = 0.01  # how late a handler may be cut off at its deadline
 
@@ -55,6 +61,10 @@ class Dispatcher:
             self._ready, admit=self._may_start, run=self._run, suspended=self._suspended, finished=self._finished
         )
         self._stations: list[Station] = []
+        self._slots: dict[object, Slots] = {}
+        self._current: ContextVar[Delivery] = ContextVar("delivery")  # for who runs on behalf of a delivery
+        self._log = RareLog(log, clock)
+        self._is_closed = False
         self._admitted = 0
         self._admitted_bytes = 0
         self._running: set[Delivery] = set()
@@ -66,6 +76,18 @@ class Dispatcher:
     def add(self, station: Station) -> None:
         """Take a station into the statistics."""
         self._stations.append(station)
+
+    def slots(self, handler: object, concurrency: int) -> Slots:
+        """Return the slots of a handler: the same ones whenever the same object asks.
+
+        Args:
+            handler: Whose slots they are.
+            concurrency: How many; counts when the handler is new.
+        """
+        slots = self._slots.get(handler)
+        if slots is None:
+            slots = self._slots[handler] = Slots(concurrency, self._ready)
+        return slots
 
     def statistics(self) -> DispatcherStatistics:
         """Return the counts so far."""
@@ -80,12 +102,12 @@ class Dispatcher:
                 StationStatistics(
                     station.name,
                     station.type_name,
-                    station.running,
-                    len(station.waiting),
+                    station.slots.running,
+                    len(station.slots.waiting),
                     station.ok,
                     station.refused,
                     station.failed,
-                    station.stuck,
+                    station.slots.stuck,
                     station.seconds,
                 )
                 for station in self._stations
@@ -104,11 +126,12 @@ class Dispatcher:
         self._admitted += 1
         self._admitted_bytes += delivery.size
         if delivery.lane is not None:
-            behind = delivery.station.lanes.get(delivery.lane)
+            lanes = delivery.station.slots.lanes
+            behind = lanes.get(delivery.lane)
             if behind is not None:
                 behind.append(delivery)
                 return True
-            delivery.station.lanes[delivery.lane] = deque()
+            lanes[delivery.lane] = deque()
         self._ready.append(delivery)
         return True
 
@@ -125,11 +148,11 @@ class Dispatcher:
         self._runner.resume()
 
     def _may_start(self, delivery: Delivery) -> bool:
-        station = delivery.station
-        if station.running >= station.concurrency:
-            station.waiting.append(delivery)
-            return False
-        return True
+        slots = delivery.station.slots
+        if slots.is_open or slots.enter(delivery):
+            return True
+        self._arm()
+        return False
 
     # -- run -----------------------------------------------------------------------------------------------
 
@@ -141,31 +164,27 @@ class Dispatcher:
             return
         try:
             message = station.decode_json(delivery.body) if delivery.json else station.decode(delivery.body)
-        except DECODE_ERRORS as error:
-            self._invalid += 1
-            fault = Fault(Code.INVALID_MESSAGE, f"{station.type_name}: {explain(error)}")
-            self._settle(delivery, Status.INVALID, fault, 0.0)
+        except BaseException as error:
+            self._refuse_body(delivery, error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
             return
         if station.timeout is not None:
             delivery.deadline = min(delivery.deadline, began + station.timeout)
         status: Status
         try:
             if station.takes_context:
+                if station.slots.threads is not None:
+                    self._current.set(delivery)
                 value = await station.entry(message, self._make_context(delivery))
             else:
                 value = await station.entry(message)
             status, value = self._judged(station, value)
-        except Refused as refusal:
-            status, value = self._refusal(
-                station, refusal.code, refusal.message, refusal.details, retryable=refusal.retryable
-            )
-        except asyncio.CancelledError:
-            status, value = self._cancelled(delivery)
-        except Exception as error:
-            station.failed += 1
-            status = Status.FAILED
-            value = Fault(Code.HANDLER_ERROR, f"{station.name} raised {type(error).__name__}: {error}")
-            log.exception("%s raised for %s %s", station.name, station.type_name, delivery.id)
+        except BaseException as error:
+            status, value = self._failure(delivery, error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                self._settle(delivery, status, value, self._clock() - began)
+                raise
         seconds = self._clock() - began
         station.seconds += seconds
         self._settle(delivery, status, value, seconds)
@@ -174,104 +193,175 @@ class Dispatcher:
         self._expired += 1
         self._settle(delivery, Status.EXPIRED, Fault(Code.TIMEOUT, "the deadline had passed"), 0.0)
 
+    def _refuse_body(self, delivery: Delivery, error: BaseException) -> None:
+        """Settle a delivery whose body is not a message; `__post_init__` of a message class can raise anything."""
+        self._invalid += 1
+        try:
+            text = explain(error)
+        except Exception:
+            text = describe(error)
+        self._settle(
+            delivery, Status.INVALID, Fault(Code.INVALID_MESSAGE, f"{delivery.station.type_name}: {text}"), 0.0
+        )
+
     def _judged(self, station: Station, value: Any) -> tuple[Status, Any]:
-        """Return status and value of what a handler returned."""
+        """Return status and value of what a handler returned, or of what middleware made of it."""
         kind = type(value)
         if kind is Err:
-            if value.outcome is Outcome.FAILED:  # middleware hands on what became of a handler that raised
-                station.failed += 1
-                return Status.FAILED, Fault(value.code, value.message, value.details, value.retryable)
-            return self._refusal(station, value.code, value.message, value.details, retryable=value.retryable)
+            return self._told(station, self._checked(station, value))
         if kind is Ok:
             value = value.value
         if station.fits is not None and (complaint := station.fits(value)) is not None:
             station.failed += 1
-            log.error("%s returned the wrong type: %s", station.name, complaint)
+            self._log.write(
+                logging.ERROR, f"type {station.name}", "%s returned the wrong type: %s", station.name, complaint
+            )
             return Status.FAILED, Fault(Code.HANDLER_ERROR, f"{station.name} returned the wrong type: {complaint}")
         station.ok += 1
         return Status.OK, value
 
-    def _refusal(
-        self, station: Station, code: str, message: str, details: Any, *, retryable: bool
-    ) -> tuple[Status, Fault]:
-        if code in RESERVED_CODES:
-            station.failed += 1
-            text = f"{station.name} refused with the reserved code {code}: {message}"
-            return Status.FAILED, Fault(Code.HANDLER_ERROR, text)
-        station.refused += 1
-        return Status.REFUSED, Fault(code, message, details, retryable)
+    def _checked(self, station: Station, error: Err) -> Err:
+        """Return the `Err` that counts: a handler's own is `refused`, one of middleware may stand for a failure."""
+        is_failure = station.has_middleware and error.outcome is Outcome.FAILED
+        if is_failure and error.code == Code.HANDLER_ERROR:
+            return error
+        own = refused(station.name, error.code, error.message, error.details, retryable=error.retryable)
+        return error if is_failure and own.outcome is Outcome.REFUSED else own
 
-    def _cancelled(self, delivery: Delivery) -> tuple[Status, Fault]:
+    def _told(self, station: Station, error: Err) -> tuple[Status, Fault]:
+        """Return status and fault of an `Err` that is known to be right."""
+        if error.outcome is Outcome.FAILED:
+            station.failed += 1
+            status = Status.FAILED
+        else:
+            station.refused += 1
+            status = Status.REFUSED
+        return status, Fault(error.code, error.message, error.details, error.retryable)
+
+    def _failure(self, delivery: Delivery, error: BaseException) -> tuple[Status, Fault]:
+        """Return status and fault of what a handler raised."""
         station = delivery.station
+        if isinstance(error, Refused):
+            try:
+                own = refused(station.name, error.code, error.message, error.details, retryable=error.retryable)
+            except Exception as broken:  # a subclass whose attributes are code
+                error = broken
+            else:
+                return self._told(station, own)
         station.failed += 1
+        if not isinstance(error, asyncio.CancelledError):
+            return Status.FAILED, Fault(Code.HANDLER_ERROR, self.raised(station, delivery.id, error))
         if delivery.cut:
             return Status.FAILED, Fault(Code.TIMEOUT, f"{station.name} was cut off at its deadline")
         return Status.FAILED, Fault(Code.HANDLER_ERROR, f"{station.name} was cancelled")
 
+    def raised(self, station: Station, message_id: str, error: BaseException) -> str:
+        """Log what a handler raised, with its traceback unless it raised a moment ago; return it in words."""
+        self._log.write(
+            logging.ERROR,
+            station.name,
+            "%s raised for %s %.80r",
+            station.name,
+            station.type_name,
+            message_id,
+            error=error,
+        )
+        return f"{station.name} raised {describe(error)}"
+
     def _settle(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
         try:
             delivery.settle(delivery, status, value, seconds)
-        except Exception:
-            log.exception("%s %s could not be settled", delivery.station.type_name, delivery.id)
-        self._admitted -= 1
-        self._admitted_bytes -= delivery.size
-        if delivery.lane is not None:
-            self._next_in_lane(delivery.station, delivery.lane)
-        self._note_idle()
+        except Exception as error:
+            name = delivery.station.type_name
+            text = "%s %.80r could not be settled"
+            self._log.write(logging.ERROR, f"settle {name}", text, name, delivery.id, error=error)
+        finally:
+            self._admitted -= 1
+            self._admitted_bytes -= delivery.size
+            if delivery.lane is not None:
+                self._leave_lane(delivery, delivery.lane)
+            self._note_idle()
 
-    def _next_in_lane(self, station: Station, lane: str) -> None:
-        behind = station.lanes[lane]
+    def _leave_lane(self, delivery: Delivery, lane: str) -> None:
+        if delivery.stuck:
+            delivery.station.slots.held.add(lane)  # the next one begins when the thread has ended
+            self._arm()
+        else:
+            self._next_in_lane(delivery.station.slots, lane)
+
+    def _next_in_lane(self, slots: Slots, lane: str) -> None:
+        behind = slots.lanes[lane]
         if behind:
             self._ready.append(behind.popleft())
             self._runner.wake()
         else:
-            del station.lanes[lane]
+            del slots.lanes[lane]
 
     # -- suspended ------------------------------------------------------------------------------------------
 
     def _suspended(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         delivery.task = task
-        delivery.station.running += 1
+        delivery.station.slots.take()
         self._running.add(delivery)
-        if self._timer is None:
-            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+        self._arm()
 
     def _finished(self, delivery: Delivery) -> None:
         delivery.task = None
         self._running.discard(delivery)
-        self._free_slot(delivery.station)
+        self._free(delivery.station.slots)
         self._note_idle()
 
-    def keep_slot(self, station: Station) -> Callable[[], None]:
-        """Count a thread that runs on past its deadline; it keeps its slot until the returned function is called."""
-        station.stuck += 1
-        station.running += 1
-        log.warning("%s runs on in its thread past its deadline; %d stuck", station.name, station.stuck)
+    def keep_slot(self) -> Callable[[], None]:
+        """Count a thread of the present delivery that runs on although it is no longer waited for.
+
+        It keeps its slot, and its delivery keeps its lane, until the returned function is called.
+        """
+        delivery = self._current.get()
+        station = delivery.station
+        slots = station.slots
+        delivery.stuck += 1
+        slots.stuck += 1
+        slots.take()
+        self._log.warn(
+            f"stuck {station.name}", "%s runs on in its thread past its deadline; %d stuck", station.name, slots.stuck
+        )
 
         def ended() -> None:
-            station.stuck -= 1
-            self._free_slot(station)
+            delivery.stuck -= 1
+            slots.stuck -= 1
+            if not delivery.stuck and delivery.lane in slots.held:
+                slots.held.remove(delivery.lane)
+                self._next_in_lane(slots, delivery.lane)
+            self._free(slots)
 
         return ended
 
-    def _free_slot(self, station: Station) -> None:
-        station.running -= 1
-        if station.waiting:
-            self._ready.append(station.waiting.popleft())
-            self._runner.wake()
+    def _free(self, slots: Slots) -> None:
+        slots.free()
+        self._runner.wake()
+
+    def _arm(self) -> None:
+        if self._timer is None and not self._is_closed:
+            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
-        """Cut off what runs past its deadline."""
+        """Cut off what runs past its deadline, and settle what waited for too long."""
+        self._timer = None
         now = self._clock()
-        for station in self._stations:
-            while station.waiting and station.waiting[0].deadline <= now:
-                self._expire(station.waiting.popleft())
+        for slots in self._slots.values():
+            for delivery in slots.take_expired(now):
+                self._expire(delivery)
+            if slots.stuck:
+                for delivery in slots.take_surplus():
+                    self._busy += 1
+                    self._settle(delivery, Status.BUSY, _STUCK, 0.0)
         for delivery in [delivery for delivery in self._running if delivery.deadline <= now]:
             delivery.deadline = math.inf  # cancelled once; a handler that refuses to end keeps its slot
             delivery.cut = True
             if delivery.task is not None:
                 delivery.task.cancel()
-        self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if self._running else None
+        if self._running or any(slots.waiting or slots.held for slots in self._slots.values()):
+            self._arm()
 
     # -- out -----------------------------------------------------------------------------------------------
 
@@ -286,14 +376,25 @@ class Dispatcher:
             await self._idle.wait()
 
     async def close(self) -> None:
-        """Cancel what runs and forget what waits."""
+        """Refuse what has not started, so that its callers go elsewhere, and cancel what runs.
+
+        A handler may call this: it is not cancelled itself.
+        """
         self._runner.pause()
-        tasks = self._runner.tasks
+        self._intake = 0
+        left = list(self._ready)
+        self._ready.clear()
+        for slots in self._slots.values():
+            left += slots.take_all()
+        for delivery in left:
+            self._settle(delivery, Status.BUSY, _CLOSING, 0.0)
+        tasks = self._runner.tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         if tasks:
             _, stubborn = await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
             if stubborn:
                 log.error("%d handlers did not end when they were cancelled; they are left behind", len(stubborn))
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()

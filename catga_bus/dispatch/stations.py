@@ -1,7 +1,6 @@
 """Builds what the dispatcher runs out of what the user registered: threads, middleware and checks around a handler."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import NoneType
@@ -11,6 +10,7 @@ from catga_bus.codec import Body
 from catga_bus.context import BlockingContext, Context
 from catga_bus.dispatch.deliveries import Station
 from catga_bus.dispatch.dispatcher import Dispatcher
+from catga_bus.dispatch.failures import refused
 from catga_bus.dispatch.threads import HandlerThreads
 from catga_bus.errors import Code, Outcome, Refused
 from catga_bus.handlers.registry import Handler
@@ -18,8 +18,6 @@ from catga_bus.handlers.shapes import union_members
 from catga_bus.messages import options_of, reply_type
 from catga_bus.pipeline import InboundMiddleware, Result, compose
 from catga_bus.result import Err, Ok
-
-log = logging.getLogger("catga_bus.dispatcher")
 
 
 def build_station(
@@ -39,15 +37,20 @@ def build_station(
         timeout: Seconds of one execution where the handler does not say; None for the message's deadline alone.
 
     Returns:
-        The station, and its threads if the handler needs some; whoever asked for them closes them.
+        The station, and the handler's threads if they were made for it: once for all types of the handler. Whoever
+        asked for them closes them.
     """
     options = options_of(message_type)
+    slots = dispatcher.slots(handler, handler.options.concurrency)
     body: Body[Any] = Body(message_type)
-    threads: HandlerThreads | None = None
+    made: HandlerThreads | None = None
     entry: Callable[..., Any] = handler.call
     takes_context = handler.takes_context
     if not handler.is_async:
-        threads = HandlerThreads(handler.options.concurrency, f"catga-{handler.function.__name__}")
+        threads = slots.threads
+        if threads is None:
+            threads = made = slots.threads = HandlerThreads(slots.concurrency, f"catga-{handler.name}")
+        entry = partial(_in_thread, handler, threads, dispatcher)
         takes_context = True
     station = Station(
         name=handler.name,
@@ -56,17 +59,16 @@ def build_station(
         decode_json=body.decode_json,
         entry=entry,
         takes_context=takes_context,
-        concurrency=handler.options.concurrency,
+        has_middleware=bool(middleware),
+        slots=slots,
         timeout=handler.options.timeout if handler.options.timeout is not None else timeout,
         fits=None if options.kind == "Event" else reply_check(reply_type(message_type)),
     )
-    if threads is not None:
-        station.entry = partial(_in_thread, handler, station, threads, dispatcher)
     if middleware:
-        inner = station.entry if station.takes_context else partial(_without_context, station.entry)
-        station.entry = compose(middleware, partial(_as_result, inner, station.name))
+        inner = entry if takes_context else partial(_without_context, entry)
+        station.entry = compose(middleware, partial(_as_result, inner, station, dispatcher))
         station.takes_context = True
-    return station, threads
+    return station, made
 
 
 async def _without_context(entry: Callable[[Any], Any], message: Any, _: Context) -> Any:
@@ -74,7 +76,7 @@ async def _without_context(entry: Callable[[Any], Any], message: Any, _: Context
 
 
 async def _in_thread(
-    handler: Handler, station: Station, threads: HandlerThreads, dispatcher: Dispatcher, message: Any, ctx: Context
+    handler: Handler, threads: HandlerThreads, dispatcher: Dispatcher, message: Any, ctx: Context
 ) -> Any:
     """Run a `def` handler in a thread. One that runs on after its deadline keeps its slot until it ends."""
     arguments = (message,)
@@ -94,21 +96,26 @@ async def _in_thread(
         return await future
     except asyncio.CancelledError:
         if not has_ended:
-            free_slot = dispatcher.keep_slot(station)
+            free_slot = dispatcher.keep_slot()
         raise
 
 
-async def _as_result(inner: Callable[[Any, Context], Any], name: str, message: Any, ctx: Context) -> Result:
+async def _as_result(
+    inner: Callable[[Any, Context], Any], station: Station, dispatcher: Dispatcher, message: Any, ctx: Context
+) -> Result:
     """Run a handler and say as a value how it ended, so that middleware sees one thing and not two."""
     try:
         value = await inner(message, ctx)
     except Refused as refusal:
-        return Err(refusal.code, refusal.message, refusal.details, Outcome.REFUSED, refusal.retryable)
-    except Exception as error:
-        log.exception("%s raised for %s %s", name, ctx.message_type, ctx.message_id)
-        text = f"{name} raised {type(error).__name__}: {error}"
+        return refused(station.name, refusal.code, refusal.message, refusal.details, retryable=refusal.retryable)
+    except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        text = dispatcher.raised(station, ctx.message_id, error)
         return Err(str(Code.HANDLER_ERROR), text, None, Outcome.FAILED)
-    return value if isinstance(value, Ok | Err) else Ok(value)
+    if isinstance(value, Err):
+        return refused(station.name, value.code, value.message, value.details, retryable=value.retryable)
+    return value if isinstance(value, Ok) else Ok(value)
 
 
 def reply_check(reply: Any) -> Callable[[Any], str | None] | None:
