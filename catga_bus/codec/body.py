@@ -47,7 +47,11 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, msgspec.MsgspecError):
         text = _explain_msgspec(str(error))
     else:
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        try:
+            said = str(error)
+        except Exception:
+            said = ""  # the error of a user's class may be broken itself
+        text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     line = "".join(c if c.isprintable() else "?" for c in text[: _MAX_EXPLANATION + 1])
     return line if len(line) <= _MAX_EXPLANATION else line[: _MAX_EXPLANATION - 3] + "..."
 

@@ -10,6 +10,7 @@ from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
 from catga_bus.dispatch.deliveries import Delivery, Station
 from catga_bus.dispatch.dispatcher import Dispatcher
+from catga_bus.dispatch.failures import describe
 from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
 from catga_bus.rarely import RareLog
@@ -340,7 +341,7 @@ def _one_line(value: object, most: int) -> str:
 
 
 def _not_encodable(delivery: Delivery, error: Exception) -> Fault:
-    return Fault(Code.HANDLER_ERROR, f"the answer of {delivery.station.name} cannot be encoded: {error}")
+    return Fault(Code.HANDLER_ERROR, f"the answer of {delivery.station.name} cannot be encoded: {describe(error)}")
 
 
 def _too_large(delivery: Delivery, size: int, bound: int) -> Fault:
