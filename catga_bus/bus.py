@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -28,6 +28,7 @@ from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics, ConnectionEvents, Node, NodeInfo
 from catga_bus.pipeline import compose
 from catga_bus.result import Err, Ok
+from catga_bus.signals import Signals
 from catga_bus.transport.base import ConnectionOptions, Transport
 from catga_bus.transport.memory import MemoryTransport
 from catga_bus.wire import SERVICE_API
@@ -66,7 +67,7 @@ class Bus(Router):
         url: Servers, separated by commas; `CATGA_URL`, `NATS_URL` or `nats://127.0.0.1:4222` when None.
             `memory://name` is a broker inside this process; `embedded://` and `embedded:///path` start a private
             nats-server.
-        node_id: The id of this node; drawn when None.
+        node_id: The id of this node; drawn when None, and drawn again at the start in a forked child.
         version: The version of the service, shown to operators.
         zone: Where the node runs.
         region: Where the zone lies.
@@ -113,8 +114,16 @@ class Bus(Router):
         self._clock: Clock = monotonic
         self._state = _State.NEW
         self._pid = os.getpid()
+        self._is_id_drawn = node_id is None
         self._node: Node | None = None
+        self._transport: Transport | None = None
         self._server: EmbeddedServer | None = None
+        # Starting, draining and closing each happen once, in a task of their own: who asked may be cancelled, and
+        # others may ask as well.
+        self._starting: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
         self._left = 0  # messages that the drain did not finish
         self._connection = ConnectionEvents()
         self._send_through: Callable[[Any, Any], Any] | None = None
@@ -141,6 +150,7 @@ class Bus(Router):
         if node_id is not None:
             _check_name("node_id", node_id)
             self.node_id = node_id
+            self._is_id_drawn = False
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -148,7 +158,7 @@ class Bus(Router):
         """Connect, subscribe, and return when the server has confirmed the subscriptions.
 
         Raises:
-            BusStateError: The bus was started before.
+            BusStateError: The bus was started before, or was closed while it started.
             DisconnectedError: No server answered within `connect_timeout`.
             AuthenticationError: The server refused the credentials.
             PermissionDeniedError: The server refused a subscription that a handler needs.
@@ -159,13 +169,18 @@ class Bus(Router):
         self._check_registrations()
         self._state = _State.STARTING
         self._collected.sealed = f"{self!r} has started; register before start()"
+        work = self._starting = asyncio.create_task(self._start())
         try:
-            await self._start()
+            await asyncio.wait({work})
         except BaseException:
-            await self._close()
+            await self.close()
             raise
-        self._state = _State.STARTED
-        log.info("%s serves %s over %s", self.node_id, self.service, self._open().transport.url)
+        if not work.cancelled() and work.exception() is not None:
+            await self.close()
+            work.result()
+        if self._closing is not None:
+            await self.close()
+            raise BusStateError(f"{self!r} was closed while it started; make a new one")
 
     def _check_registrations(self) -> None:
         for entry in self._collected.registry.commands():
@@ -175,6 +190,8 @@ class Bus(Router):
             )
 
     async def _start(self) -> None:
+        if self._is_id_drawn and self._pid != os.getpid():
+            self.node_id = new_node_id(self.service)  # its siblings were made with the same one
         self._pid = os.getpid()
         transport = await self._connect()
         info = NodeInfo(self.service, self.node_id, self.version, self._metadata)
@@ -193,6 +210,9 @@ class Bus(Router):
         if self._collected.outbound:
             self._send_through = compose(self._collected.outbound, self._send_core)
             self._fire_through = compose(self._collected.outbound, self._fire_core)
+        if self._closing is None:
+            self._state = _State.STARTED
+        log.info("%s serves %s over %s", self.node_id, self.service, transport.url)
 
     async def _connect(self) -> Transport:
         urls = self._urls
@@ -200,35 +220,84 @@ class Bus(Router):
             self._server = EmbeddedServer.parse(urls[0])
             urls = (await self._server.start(),)
         options = self.config.connection(urls, f"catga/{self.node_id}")
-        transport = _carrier(options, self._connection)
+        transport = self._transport = _carrier(options, self._connection)
         await transport.connect()
         return transport
 
     async def drain(self) -> None:
         """Take no more work, finish what runs (for at most `drain_timeout`), answer it, and close.
 
-        Draining or closing a bus that is closed does nothing.
+        A bus that still starts is drained when it has started. Draining or closing a bus that is closed does nothing;
+        a second call waits for the first. A call that is cancelled does not end the drain.
+
+        Raises:
+            BusStateError: A handler of this bus called, or the bus was started before a fork.
         """
-        if self._state in (_State.STARTED, _State.STARTING):
-            self._state = _State.DRAINING
-            self._left = await self._open().drain()
-            if self._left:
-                log.warning("%s leaves %d messages unfinished", self.node_id, self._left)
-        await self._close()
+        here = self._node
+        if here is not None:
+            self._check_process()
+            await asyncio.sleep(0)  # a handler in its first turn is not known to run before it has been suspended
+            if here.runs(asyncio.current_task()):
+                raise BusStateError(
+                    f"a handler of {self!r} called drain(), which waits for that handler; "
+                    f"give it to a task, asyncio.create_task(bus.drain()), and return, or call close()"
+                )
+        if self._starting is not None and self._state is not _State.CLOSED:
+            self._check_process()
+            if self._draining is None:
+                self._draining = asyncio.create_task(self._drain(self._starting))
+            await asyncio.wait({self._draining})
+        await self.close()
+        if self._draining is not None and not self._draining.cancelled():
+            self._draining.result()
+
+    async def _drain(self, start: "asyncio.Task[None]") -> None:
+        try:
+            await asyncio.wait({start})
+            if self._state is _State.STARTED:
+                self._state = _State.DRAINING
+                if left := await self._open().drain():
+                    log.warning("%s leaves %d messages unfinished", self.node_id, left)
+        finally:
+            self._begin_close()
 
     async def close(self) -> None:
-        """Close at once: what runs is cancelled."""
-        await self._close()
+        """Close at once: what runs is cancelled, a handler that called included.
+
+        A second call waits for the first. A call that is cancelled does not end the closing. In the forked child of the
+        process that started it, the bus is only marked as closed: the connection is the parent's.
+        """
+        if self._starting is not None and self._pid != os.getpid():
+            self._state = _State.CLOSED
+            self._node = None
+            return
+        closing = self._begin_close()
+        await asyncio.wait({closing})
+        closing.result()
+
+    def _begin_close(self) -> "asyncio.Task[None]":
+        if self._closing is None:
+            self._state = _State.CLOSED
+            self._closing = asyncio.create_task(self._close())
+        return self._closing
 
     async def _close(self) -> None:
-        if self._state is _State.CLOSED:
-            return
-        self._state = _State.CLOSED
+        before = {task for task in (self._starting, self._draining) if task is not None and not task.done()}
+        for task in before:
+            task.cancel()
+        if before:
+            await asyncio.wait(before)
         here, self._node = self._node, None
-        if here is not None:
-            await here.close()
-        if self._server is not None:
-            await self._server.stop()
+        async with AsyncExitStack() as stack:
+            stack.callback(self._closed.set)
+            if self._server is not None:
+                stack.push_async_callback(self._server.stop)
+            if self._transport is not None:
+                stack.push_async_callback(self._transport.close)
+            self._connection.up.set()  # who waits for a connection finds none
+            if here is not None:
+                self._left = here.unfinished
+                await here.close()
 
     async def __aenter__(self) -> Self:
         """Start the bus."""
@@ -238,19 +307,27 @@ class Bus(Router):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Drain the bus."""
-        await self.drain()
+        """Drain the bus; a cancellation meanwhile closes it at once."""
+        try:
+            await self.drain()
+        except BaseException:
+            await self.close()
+            raise
 
     async def run(self) -> bool:
         """Start, serve until SIGTERM or SIGINT, then drain; a second signal closes at once.
 
+        It returns as well when somebody else has drained or closed the bus. In threads other than the main one, which
+        get no signals, that is the only way. The signals' handlers from before are put back in the end.
+
         Returns:
-            Whether everything that had arrived was finished; False if a second signal or `drain_timeout` cut it off.
+            Whether everything that had arrived was finished; False if a second signal, `close` or `drain_timeout` cut
+            it off.
 
         Raises:
             CatgaError: As `start`.
         """
-        loop = asyncio.get_running_loop()
+        is_new = self._state is _State.NEW
         asked, hurry = asyncio.Event(), asyncio.Event()
 
         def on_signal(name: str) -> None:
@@ -261,18 +338,20 @@ class Bus(Router):
                 log.info("%s: %s, draining", self.node_id, name)
                 asked.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number.name)
-        try:
-            if not await _first(self.start(), asked):
-                return True  # nothing had been taken in
-            await asked.wait()
-            drained = await _first(self.drain(), hurry)
-            return drained and not self._left
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-            await self._close()
+        with Signals(on_signal):
+            try:
+                try:
+                    if not await _first(self.start(), asked):
+                        return True  # nothing had been taken in
+                except BusStateError:
+                    if not is_new:
+                        raise
+                    return not self._left  # closed while it started
+                await _first(self._closed.wait(), asked)
+                drained = await _first(self.drain(), hurry)
+                return drained and not self._left
+            finally:
+                await self.close()
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -297,8 +376,9 @@ class Bus(Router):
             PermissionDeniedError: The server refuses the subject to this user.
         """
         if self._send_through is not None:
-            outgoing = Outgoing("send", self._checked_timeout(timeout), node, None)
-            result: Ok[R] | Err = await self._send_through(request, outgoing)
+            result: Ok[R] | Err = await self._send_through(
+                request, self._outgoing(self._checked_timeout(timeout), node, None)
+            )
             return result
         if node is not None:
             return await self._send_to(request, self._checked_timeout(timeout), node, None)
@@ -352,7 +432,7 @@ class Bus(Router):
         """Send on behalf of a handler: `Context.send` calls this."""
         limit = min(self._checked_timeout(timeout), parent.remaining)
         if self._send_through is not None:
-            result: Ok[R] | Err = await self._send_through(request, Outgoing("send", limit, node, parent))
+            result: Ok[R] | Err = await self._send_through(request, self._outgoing(limit, node, parent))
             return result
         return await self._send_to(request, limit, node, parent)
 
@@ -364,9 +444,12 @@ class Bus(Router):
         """Broadcast on behalf of a handler: `Context.broadcast` calls this."""
         await self._fire("broadcast", event, parent)
 
-    async def _send_core(self, request: Any, outgoing: Outgoing) -> Ok[Any] | Err:
-        limit = self.config.send_timeout if outgoing.timeout is None else outgoing.timeout
-        return await self._send_to(request, limit, outgoing.node, outgoing.parent)
+    def _outgoing(self, limit: float, node: str | None, parent: Context | None) -> "_OutgoingRequest":
+        return _OutgoingRequest("send", limit, node, parent, self._clock() + limit)
+
+    async def _send_core(self, request: Any, outgoing: "_OutgoingRequest") -> Ok[Any] | Err:
+        left = outgoing.deadline - self._clock()  # the deadline counts from the call, not from the end of middleware
+        return await self._send_to(request, left, outgoing.node, outgoing.parent)
 
     async def _send_to(self, request: Any, limit: float, node: str | None, parent: Context | None) -> Ok[Any] | Err:
         here = self._open()
@@ -440,12 +523,15 @@ class Bus(Router):
 
     # -- checks --------------------------------------------------------------------------------------------
 
-    def _open(self) -> Node:
-        if self._pid != os.getpid() and self._state is not _State.NEW:
+    def _check_process(self) -> None:
+        if self._starting is not None and self._pid != os.getpid():
             raise BusStateError(
                 f"{self!r} was started in process {self._pid} and is used in its fork {os.getpid()}; "
                 f"make and start a bus in each process"
             )
+
+    def _open(self) -> Node:
+        self._check_process()
         if self._node is None:
             fix = "`async with bus:` or `await bus.start()` first" if self._state is _State.NEW else "make a new one"
             raise BusStateError(f"{self!r} is not started; {fix}")
@@ -460,6 +546,12 @@ class Bus(Router):
         except TypeError:
             pass
         raise ConfigurationError(f"timeout must be seconds above 0, at most {_MAX_TIMEOUT:,}, got {timeout!r}")
+
+
+class _OutgoingRequest(Outgoing, frozen=True):
+    """What outbound middleware is told about a request, with the instant at which its time is over."""
+
+    deadline: float
 
 
 def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transport:

@@ -220,7 +220,7 @@ class Node:
             async with asyncio.timeout(self.config.drain_timeout):
                 await self._stop_intake()
                 await self.dispatcher.wait_idle()
-        return self.dispatcher.statistics().intake
+        return self.unfinished
 
     async def _stop_intake(self) -> None:
         """Unsubscribe, and wait until nothing more can arrive."""
@@ -234,6 +234,11 @@ class Node:
     def runs(self, task: "asyncio.Task[Any] | None") -> bool:
         """Whether a task is that of a handler; one that has not been suspended yet may not be known."""
         return self.dispatcher.runs(task)
+
+    @property
+    def unfinished(self) -> int:
+        """Messages that were taken in and are not settled."""
+        return self.dispatcher.statistics().intake
 
     async def close(self) -> None:
         """End everything that was built, in the order in which it hangs together."""
