@@ -1,8 +1,10 @@
 """BlockingBus: the calls of a bus for programs without an event loop."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -40,11 +42,19 @@ class BlockingBus:
         self.bus = Bus(service, **options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._life = threading.RLock()  # held while the bus starts or drains; a signal's handler may drain within start
+        self._door = threading.Lock()  # held for a moment: no call is handed to a loop that has been told to end
 
     def start(self) -> None:
         """Start the loop and the bus; raises what `Bus.start` raises."""
+        with self._life:
+            self._start()
+
+    def _start(self) -> None:
         if self._thread is not None:
             raise BusStateError(f"{self.bus!r} cannot be started: a bus starts once; make a new one")
+        self._pid = os.getpid()
         ready = threading.Event()
         # The size of a stack is a setting of the process that counts when a thread is made; it is put back at once.
         before = threading.stack_size(STACK_BYTES)
@@ -54,20 +64,26 @@ class BlockingBus:
         finally:
             threading.stack_size(before)
         self._thread = thread
-        ready.wait()
         try:
+            ready.wait()
             self._wait(self.bus.start())
         except BaseException:
             self._end()
             raise
 
     def drain(self) -> None:
-        """Drain and close the bus, and end its thread. Draining twice is fine."""
-        if self._loop is not None:
-            try:
-                self._wait(self.bus.drain())
-            finally:
-                self._end()
+        """Drain and close the bus, and end its thread. Draining twice is fine.
+
+        Raises:
+            BusStateError: The bus was started before a fork.
+        """
+        self._check_process()
+        with self._life:
+            if self._loop is not None:
+                try:
+                    self._wait(self.bus.drain())
+                finally:
+                    self._end()
 
     def __enter__(self) -> Self:
         """Start the bus."""
@@ -107,26 +123,46 @@ class BlockingBus:
             self._loop = runner.get_loop()
             self._stopped = asyncio.Event()
             ready.set()
-            runner.run(self._stopped.wait())
+            runner.run(self._live())
+
+    async def _live(self) -> None:
+        await self._stopped.wait()
+        await self.bus.close()  # nothing to do after a drain, but a Ctrl-C may have cut that off
+
+    def _check_process(self) -> None:
+        if self._loop is not None and self._pid != os.getpid():
+            raise BusStateError(
+                f"{self.bus!r} was started in process {self._pid} and is used in its fork {os.getpid()}; "
+                f"make and start a bus in each process"
+            )
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        loop = self._loop
-        if loop is None:
+        try:
+            future = self._hand_over(call)
+        except BaseException:
             call.close()
-            raise BusStateError(f"{self.bus!r} is not started; `with bus:` or `bus.start()` first")
-        if threading.current_thread() is self._thread:
-            call.close()
-            raise BusStateError("a BlockingBus was called from its own event loop, which would wait for itself")
-        future = asyncio.run_coroutine_threadsafe(call, loop)
+            raise
         try:
             return future.result()
+        except CancelledError:
+            raise BusStateError(f"{self.bus!r} was drained before the call ended") from None
         except BaseException:  # KeyboardInterrupt leaves nothing behind
             future.cancel()
             raise
 
+    def _hand_over(self, call: Coroutine[Any, Any, T]) -> "Future[T]":
+        self._check_process()  # before the lock, which a fork may have copied while it was held
+        if threading.current_thread() is self._thread:
+            raise BusStateError("a BlockingBus was called from its own event loop, which would wait for itself")
+        with self._door:
+            if self._loop is None:
+                raise BusStateError(f"{self.bus!r} is not started; `with bus:` or `bus.start()` first")
+            return asyncio.run_coroutine_threadsafe(call, self._loop)
+
     def _end(self) -> None:
-        loop, thread = self._loop, self._thread
-        self._loop = None
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(self._stopped.set)
-            thread.join()
+        with self._door:
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                loop.call_soon_threadsafe(self._stopped.set)
+        if self._thread is not None:
+            self._thread.join()

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 from collections.abc import Coroutine
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Literal, Protocol, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from catga_bus.clock import Clock
+from catga_bus.errors import BusStateError
 from catga_bus.messages import Command, Event, Request
 from catga_bus.result import Err, Ok
 
@@ -110,11 +112,12 @@ class BlockingContext:
     Its calls may be made only from the handler's own thread (or others), never from the event loop.
     """
 
-    __slots__ = ("_context", "_loop")
+    __slots__ = ("_context", "_loop", "_pid")
 
     def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
         self._context = context
         self._loop = loop
+        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self._context)[1:]}"
@@ -174,6 +177,12 @@ class BlockingContext:
         self._wait(self._context.broadcast(event), _HAND_OVER_SECONDS)
 
     def _wait(self, call: Coroutine[Any, Any, T], timeout: float | None) -> T:
+        if self._pid != os.getpid():
+            call.close()
+            raise BusStateError(
+                f"{self!r} belongs to process {self._pid} and is used in its fork {os.getpid()}, where its event loop "
+                f"does not run; call from the handler, or make and start a bus in the fork"
+            )
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result(timeout)
