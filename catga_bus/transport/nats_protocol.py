@@ -129,7 +129,7 @@ class Parser:
             if self._needed_bytes:
                 if self._held_bytes < self._needed_bytes:
                     return
-            elif b"\n" not in data and self._held_bytes <= MAX_LINE_BYTES:
+            elif not self._ends_line(data) and self._held_bytes <= MAX_LINE_BYTES:
                 return
             data = b"".join(self._held)
             self._held.clear()
@@ -137,6 +137,10 @@ class Parser:
         if rest:
             self._held.append(rest)
             self._held_bytes = len(rest)
+
+    def _ends_line(self, data: bytes) -> bool:
+        """Whether the line that was begun before this chunk ends in it."""
+        return CRLF in data or (data[:1] == b"\n" and self._held[-2][-1:] == b"\r")
 
     def _parse(self, data: bytes) -> bytes:
         """Handle all that is complete and return the rest, with `_needed_bytes` set for it."""
@@ -250,8 +254,6 @@ _decode_info = msgspec.json.Decoder(ServerInfo).decode
 def _begun_line(rest: bytes) -> bytes:
     if len(rest) > MAX_LINE_BYTES:
         raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
-    if b"\n" in rest:
-        raise _unreadable(rest)
     return rest
 
 
