@@ -247,7 +247,7 @@ class NodeFinder:
         if metadata.get(NAMESPACE_KEY) != self._names.namespace or not node_id or not service:
             return None
         if node_id not in self._known and len(self._known) >= self._MAX_KNOWN:
-            del self._known[next(iter(self._known))]
+            self._known.pop(next(iter(self._known), ""), None)
         self._known[node_id] = service
         return node_id, service
 
