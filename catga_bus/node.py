@@ -95,9 +95,7 @@ class Node:
         self._threads: list[HandlerThreads] = []
         self.outgoing = self._coalescer()
         self.answers = self._coalescer()
-        self.dispatcher = _Dispatcher(
-            self._context, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes
-        )
+        self.dispatcher = Dispatcher(self._context, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes)
         self.answers.watch(self.dispatcher.pause, self.dispatcher.resume)
         self.caller = Caller(
             transport, self.outgoing, gate, names, sender=info.node_id, clock=clock, rng=random.Random()
@@ -327,14 +325,6 @@ class ConnectionEvents:
 
     def on_error(self, text: str) -> None:
         """The transport has logged it."""
-
-
-class _Dispatcher(Dispatcher):
-    """A dispatcher that knows its own tasks, for who must not wait for them."""
-
-    def runs(self, task: "asyncio.Task[Any] | None") -> bool:
-        """Whether a task runs a handler."""
-        return task in self._runner.tasks
 
 
 class _StreamNames(msgspec.Struct):

@@ -114,6 +114,10 @@ class Dispatcher:
             ),
         )
 
+    def runs(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a task runs a handler, which must not wait for the handlers' end."""
+        return task in self._runner.tasks
+
     # -- in ------------------------------------------------------------------------------------------------
 
     def admit(self, delivery: Delivery) -> bool:

@@ -448,7 +448,7 @@ class Caller:
             f"{call.route.type_name}: {verdict.message}",
             None,
             verdict.outcome,
-            verdict.outcome is Outcome.NOT_RUN,
+            verdict.outcome is Outcome.NOT_RUN and verdict.code not in (Code.INVALID_MESSAGE, Code.TOO_LARGE),
             call.attempts,
             node,
         )

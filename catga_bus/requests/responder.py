@@ -219,7 +219,8 @@ class Responder:
         return lane
 
     def _unknown(self, type_name: str) -> Fault:
-        return Fault(Code.NO_HANDLER, f"node {self._node_id} of service {self._service} has no handler for {type_name}")
+        text = f"node {self._node_id} of service {self._service} has no handler for {type_name}"
+        return Fault(Code.NO_HANDLER, text, retryable=True)
 
     # -- out -----------------------------------------------------------------------------------------------
 
