@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from catga_bus.clock import Clock, monotonic
-from catga_bus.config import BusConfig, checked_config, server_urls
+from catga_bus.config import BusConfig, check_name, check_text, checked_config, checked_metadata, server_urls
 from catga_bus.context import Context, Outgoing
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import (
@@ -29,8 +29,8 @@ from catga_bus.node import BusStatistics, ConnectionEvents, Node, NodeInfo
 from catga_bus.pipeline import compose
 from catga_bus.result import Err, Ok
 from catga_bus.signals import Signals
-from catga_bus.transport.base import ConnectionOptions, Transport
-from catga_bus.transport.memory import MemoryTransport
+from catga_bus.transport.base import Transport
+from catga_bus.transport.carriers import make_transport
 from catga_bus.wire import SERVICE_API
 
 R = TypeVar("R")
@@ -95,9 +95,9 @@ class Bus(Router):
         **options: Any,
     ) -> None:
         super().__init__()
-        _check_name("service", service)
+        check_name("service", service)
         if node_id is not None:
-            _check_name("node_id", node_id)
+            check_name("node_id", node_id)
         if namespace is not None:
             options["namespace"] = namespace
         self.service = service
@@ -105,11 +105,11 @@ class Bus(Router):
         self.version = version
         self.config = checked_config(config, options)
         self._urls = _checked_urls(url)
-        _check_text("version", version)
-        self._metadata = _checked_metadata(metadata)
+        check_text("version", version)
+        self._metadata = checked_metadata(metadata)
         for name, value in (("zone", zone), ("region", region)):
             if value is not None:
-                _check_text(name, value)
+                check_text(name, value)
                 self._metadata[f"catga.{name}"] = value
         self._clock: Clock = monotonic
         self._state = _State.NEW
@@ -148,7 +148,7 @@ class Bus(Router):
         if url is not None:
             self._urls = _checked_urls(url)
         if node_id is not None:
-            _check_name("node_id", node_id)
+            check_name("node_id", node_id)
             self.node_id = node_id
             self._is_id_drawn = False
 
@@ -220,7 +220,7 @@ class Bus(Router):
             self._server = EmbeddedServer.parse(urls[0])
             urls = (await self._server.start(),)
         options = self.config.connection(urls, f"catga/{self.node_id}")
-        transport = self._transport = _carrier(options, self._connection)
+        transport = self._transport = make_transport(options, self._connection)
         await transport.connect()
         return transport
 
@@ -554,29 +554,11 @@ class _OutgoingRequest(Outgoing, frozen=True):
     deadline: float
 
 
-def _carrier(options: ConnectionOptions, connection: ConnectionEvents) -> Transport:
-    """Return the carrier for the scheme of the first address; the client library is loaded only if it is needed."""
-    if options.urls[0].startswith("memory://"):
-        return MemoryTransport(options, connection)
-    from catga_bus.transport.nats_core import NatsTransport
-
-    return NatsTransport(options, connection)
-
-
 _FIND_SECONDS = 1.0
 # How long a node may take to say who it is; it takes a millisecond, unless its loop is blocked.
 
 _HOPELESS = (Code.INVALID_MESSAGE, Code.TOO_LARGE)  # a message meets the same end every time
 _MAX_TIMEOUT = 31_536_000  # a year
-_MAX_NAME = 200  # bytes of a service or a node: they travel in the head of every batch
-
-
-def _check_name(option: str, value: object) -> None:
-    size = len(value.encode("utf-8", "replace")) if isinstance(value, str) else 0
-    if not 0 < size <= _MAX_NAME or str(value).encode("utf-8", "replace").decode() != value:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}... ({size:,} bytes)"
-        raise ConfigurationError(f"{option} must be 1 to {_MAX_NAME} bytes of text, got {shown}")
 
 
 def _checked_urls(url: str | None) -> tuple[str, ...]:
@@ -584,27 +566,6 @@ def _checked_urls(url: str | None) -> tuple[str, ...]:
     if urls[0].startswith("embedded://"):
         EmbeddedServer.parse(urls[0])
     return urls
-
-
-def _checked_metadata(metadata: object) -> dict[str, str]:
-    if metadata is None:
-        return {}
-    if not isinstance(metadata, dict):
-        raise ConfigurationError(f"metadata must be a dictionary of text, got {metadata!r}")
-    for key, value in metadata.items():
-        if not (_is_text(key) and _is_text(value)):
-            raise ConfigurationError(f"metadata must be a dictionary of text, got {value!r} for {key!r}")
-    return dict(metadata)
-
-
-def _check_text(option: str, value: object) -> None:
-    if not _is_text(value):
-        raise ConfigurationError(f"{option} must be text, got {value!r}")
-
-
-def _is_text(value: object) -> bool:
-    """Whether a value is text that can be sent: half a surrogate pair has no UTF-8."""
-    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def _as_err(error: CallError) -> Err:

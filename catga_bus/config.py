@@ -158,3 +158,50 @@ def server_urls(url: str | None) -> tuple[str, ...]:
 
 
 _ALONE = ("memory://", "embedded://")
+
+
+_MAX_NAME = 200  # bytes of a service or a node: they travel in the head of every batch
+
+
+def check_name(option: str, value: object) -> None:
+    """Refuse what cannot name a service or a node.
+
+    Raises:
+        ConfigurationError: It is not text, empty or too long.
+    """
+    size = len(value.encode("utf-8", "replace")) if isinstance(value, str) else 0
+    if not 0 < size <= _MAX_NAME or str(value).encode("utf-8", "replace").decode() != value:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}... ({size:,} bytes)"
+        raise ConfigurationError(f"{option} must be 1 to {_MAX_NAME} bytes of text, got {shown}")
+
+
+def checked_metadata(metadata: object) -> dict[str, str]:
+    """Return a copy of the metadata of a node; of None an empty one.
+
+    Raises:
+        ConfigurationError: It holds something other than text.
+    """
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise ConfigurationError(f"metadata must be a dictionary of text, got {metadata!r}")
+    for key, value in metadata.items():
+        if not (_is_text(key) and _is_text(value)):
+            raise ConfigurationError(f"metadata must be a dictionary of text, got {value!r} for {key!r}")
+    return dict(metadata)
+
+
+def check_text(option: str, value: object) -> None:
+    """Refuse what is not text.
+
+    Raises:
+        ConfigurationError: It is not; the text names the option.
+    """
+    if not _is_text(value):
+        raise ConfigurationError(f"{option} must be text, got {value!r}")
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that can be sent: half a surrogate pair has no UTF-8."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
