@@ -79,9 +79,9 @@ async def _in_thread(
     handler: Handler, threads: HandlerThreads, dispatcher: Dispatcher, message: Any, ctx: Context
 ) -> Any:
     """Run a `def` handler in a thread. One that runs on after its deadline keeps its slot until it ends."""
-    arguments = (message,)
+    arguments: tuple[Any, ...] = (message,)
     if handler.takes_context:
-        arguments = (message, BlockingContext(ctx, asyncio.get_running_loop()))  # type: ignore[assignment]
+        arguments = (message, BlockingContext(ctx, asyncio.get_running_loop()))
     free_slot: Callable[[], None] | None = None
     has_ended = False
 

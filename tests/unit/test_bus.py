@@ -24,6 +24,7 @@ from catga_bus import (
     Command,
     ConfigurationError,
     Context,
+    DisconnectedError,
     Err,
     Event,
     InvalidMessageError,
@@ -971,6 +972,33 @@ async def test_a_call_in_flight_when_the_connection_breaks_is_sent_again(url: st
         assert await call == Ok("attempt 2")
         gate.set()
         await eventually(lambda: client.statistics().calls.late_answers == 1)
+
+
+async def test_a_call_made_while_the_connection_comes_back_runs_once(url: str, client: Bus) -> None:
+    bus, runs = Bus("shop", url=url), []
+
+    @bus.handler
+    async def wait(request: Wait, ctx: Context) -> str:
+        runs.append(ctx.attempt)
+        await asyncio.sleep(0.01)
+        return "done"
+
+    async with bus:
+        broker_of(url).cut()
+        await eventually(lambda: not client._connection.up.is_set())
+        broker_of(url).heal()  # the transport is connected now, and the bus has not been told yet
+        assert await asyncio.gather(*(client.send(Wait(0)) for _ in range(20))) == [Ok("done")] * 20
+        await eventually(lambda: bus.statistics().handlers.intake == 0)
+    assert runs == [1] * 20
+
+
+async def test_a_caller_that_is_closed_takes_no_call(url: str) -> None:
+    async with Bus("client", url=url) as bus:
+        assert bus._node is not None
+        caller = bus._node.caller
+    with pytest.raises(DisconnectedError, match="was closed before it was sent") as caught:
+        caller.call(Quote("a"), "id-1", 1.0)
+    assert caught.value.outcome == "not_run"
 
 
 async def test_what_must_not_run_twice_is_not_sent_again(url: str, client: Bus) -> None:
