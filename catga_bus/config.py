@@ -23,6 +23,10 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     send_timeout: float = 5.0
     """How long `send` waits unless it is told. 0.001 to 86,400."""
 
+    attempt_timeout: float = 0.25
+    """How long an attempt may go without a sign of life before another node is tried; a node that has a request says
+    so within some 10 ms. Shorter fails over sooner, and more often for nothing. 0.05 to 60."""
+
     event_timeout: float = 30.0
     """How long one handler of an event may take unless its `timeout` says otherwise. 0.001 to 86,400."""
 
@@ -40,6 +44,10 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     max_held_bytes: int = 8_388_608
     """Bytes that wait while the connection is behind, before refusals are dropped. 65,536 to 1,073,741,824."""
+
+    kept_bytes: int = 8_388_608
+    """Bytes of answers that a node keeps for 10 s, for callers whose answer was lost on the way. 0 to
+    1,073,741,824."""
 
     drain_timeout: float = 25.0
     """How long a leaving node waits for what runs. 0 to 86,400."""
@@ -74,12 +82,14 @@ _MAX_INBOX_PREFIX = 128  # it travels in the head of every batch, see wire.BATCH
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "send_timeout": (0.001, 86_400),
+    "attempt_timeout": (0.05, 60),
     "event_timeout": (0.001, 86_400),
     "intake": (1, 1_000_000),
     "intake_bytes": (65_536, 17_179_869_184),
     "max_batch_frames": (1, 1_024),
     "max_batch_bytes": (1_024, 67_108_864),
     "max_held_bytes": (65_536, 1_073_741_824),
+    "kept_bytes": (0, 1_073_741_824),
     "drain_timeout": (0, 86_400),
     "connect_timeout": (0.1, 300),
     "reconnect_delay": (0.01, 60),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,9 +22,11 @@ from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler
 from catga_bus.handlers.router import Collected
 from catga_bus.ids import MessageIds
+from catga_bus.pulse import Pulse
 from catga_bus.requests.caller import Caller
 from catga_bus.requests.calls import CallerStatistics
 from catga_bus.requests.inboxes import Inboxes
+from catga_bus.requests.peers import NoPeers
 from catga_bus.requests.responder import Responder, ResponderStatistics
 from catga_bus.requests.service_api import EndpointCounts, NodeFacts, NodeFinder, ServiceApi
 from catga_bus.telemetry.propagation import trace_source
@@ -93,12 +96,23 @@ class Node:
         self.reconnects = 0
         self._calls = calls
         self._threads: list[HandlerThreads] = []
+        self.pulse = Pulse(clock, lambda gap: self.responder.on_gap(gap))
         self.outgoing = self._coalescer()
         self.answers = self._coalescer()
-        self.dispatcher = Dispatcher(self._context, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes)
-        self.answers.watch(self.dispatcher.pause, self.dispatcher.resume)
+        self.dispatcher = Dispatcher(
+            self._context, pulse=self.pulse, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes
+        )
+        self.answers.watch(partial(self.dispatcher.pause, "behind"), partial(self.dispatcher.resume, "behind"))
         self.caller = Caller(
-            transport, self.outgoing, gate, names, sender=info.node_id, clock=clock, rng=random.Random()
+            transport,
+            self.outgoing,
+            gate,
+            names,
+            NoPeers(),
+            sender=info.node_id,
+            attempt_timeout=config.attempt_timeout,
+            clock=clock,
+            rng=random.Random(),
         )
         self.responder = Responder(
             transport,
@@ -111,6 +125,8 @@ class Node:
             service=info.service,
             node_id=info.node_id,
             default_timeout=config.send_timeout,
+            kept_bytes=config.kept_bytes,
+            pulse=self.pulse,
             clock=clock,
         )
         self.fanout = Fanout(
@@ -168,6 +184,7 @@ class Node:
 
     async def start(self) -> None:
         """Listen for answers; if there are handlers, build a station for each and subscribe."""
+        self.pulse.start()
         await self.caller.start()
         registry = self.collected.registry
         if not registry.handlers():
@@ -240,7 +257,9 @@ class Node:
 
     async def close(self) -> None:
         """End everything that was built, in the order in which it hangs together."""
+        self.pulse.stop()
         await self.dispatcher.close()
+        await self.responder.close()
         for threads in self._threads:
             threads.close()
         self.finder.close()

@@ -72,6 +72,8 @@ class Status(IntEnum):
     BUSY = 3
     EXPIRED = 4
     INVALID = 5
+    LOST = 6
+    """Answers a status query: the node does not know the message, or no longer."""
 
 
 _Meta = msgspec.Meta
@@ -135,6 +137,14 @@ class AnswerBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
     frames: Annotated[list[AnswerFrame], _Meta(max_length=MAX_FRAMES)]
 
 
+class IdBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A payload of kind ACCEPTED, CANCEL or STATUS: its frames are message ids."""
+
+    kind: int
+    head: Head
+    frames: Annotated[list[_Id], _Meta(max_length=MAX_FRAMES)]
+
+
 class Fault(msgspec.Struct, array_like=True, frozen=True):
     """The body of an answer that is not OK."""
 
@@ -145,6 +155,17 @@ class Fault(msgspec.Struct, array_like=True, frozen=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def join_ids(kind: Kind, head: tuple[object, ...], ids: Sequence[str]) -> bytes:
+    """Return a payload of kind ACCEPTED, CANCEL or STATUS.
+
+    Args:
+        kind: Which.
+        head: The fields of `Head`, in order.
+        ids: Message ids; at most `MAX_FRAMES`.
+    """
+    return PREFIX + _encode((kind, head, ids))
 
 
 def join_batch(kind: Kind, head: tuple[object, ...], frames: Sequence[bytes]) -> bytes:
@@ -219,9 +240,17 @@ class Names:
         """The subject of a request to one named node."""
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.rpc.{token(type_name)}"
 
-    def node(self, service: str, node_id: str) -> str:
-        """Everything that is sent to one named node."""
-        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.>"
+    def node_requests(self, service: str, node_id: str) -> str:
+        """The requests to one named node."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.rpc.*"
+
+    def node_status(self, service: str, node_id: str) -> str:
+        """The subject on which a node is asked what became of requests that it accepted."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.status"
+
+    def node_cancel(self, service: str, node_id: str) -> str:
+        """The subject on which a node is told of requests that it need not start."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.cancel"
 
     def tick(self, type_name: str) -> str:
         """The subject of an event that is not stored."""

@@ -21,6 +21,7 @@ from catga_bus.dispatch.deliveries import Delivery, DispatcherStatistics, Slots,
 from catga_bus.dispatch.failures import describe, refused
 from catga_bus.dispatch.runner import Runner
 from catga_bus.errors import Code, Outcome, Refused
+from catga_bus.pulse import Pulse
 from catga_bus.rarely import RareLog
 from catga_bus.result import Err, Ok
 from catga_bus.wire import Fault, Status
@@ -38,6 +39,7 @@ class Dispatcher:
 
     Args:
         make_context: Makes the context of a delivery.
+        pulse: Tells when the event loop stood still: who listens may pause.
         clock: Monotonic seconds.
         intake: The most deliveries admitted and not settled.
         intake_bytes: The most bytes of them.
@@ -47,11 +49,13 @@ class Dispatcher:
         self,
         make_context: Callable[[Delivery], Context],
         *,
+        pulse: Pulse,
         clock: Clock,
         intake: int,
         intake_bytes: int,
     ) -> None:
         self._make_context = make_context
+        self._pulse = pulse
         self._clock = clock
         self._intake = intake
         self._intake_bytes = intake_bytes
@@ -65,6 +69,7 @@ class Dispatcher:
         self._current: ContextVar[Delivery] = ContextVar("delivery")  # for who runs on behalf of a delivery
         self._log = RareLog(log, clock)
         self._is_closed = False
+        self._pauses: set[str] = set()
         self._admitted = 0
         self._admitted_bytes = 0
         self._running: set[Delivery] = set()
@@ -143,13 +148,16 @@ class Dispatcher:
         """Start what is ready."""
         self._runner.wake()
 
-    def pause(self) -> None:
-        """Start nothing, because answers cannot leave: memory stays bounded by the intake."""
+    def pause(self, reason: str) -> None:
+        """Start nothing for a reason; memory stays bounded by the intake."""
+        self._pauses.add(reason)
         self._runner.pause()
 
-    def resume(self) -> None:
-        """Go on after a pause."""
-        self._runner.resume()
+    def resume(self, reason: str) -> None:
+        """Go on if there is no other reason to pause."""
+        self._pauses.discard(reason)
+        if not self._pauses:
+            self._runner.resume()
 
     def _may_start(self, delivery: Delivery) -> bool:
         slots = delivery.station.slots
@@ -163,6 +171,11 @@ class Dispatcher:
     async def _run(self, delivery: Delivery) -> None:
         station = delivery.station
         began = self._clock()
+        if began - self._pulse.last > self._pulse.limit:
+            self._pulse.beat(began)
+            if self._pauses:  # what is ready may be old
+                self._ready.appendleft(delivery)
+                return
         if began >= delivery.deadline:
             self._expire(delivery)
             return
@@ -384,7 +397,7 @@ class Dispatcher:
 
         A handler may call this: it is not cancelled itself.
         """
-        self._runner.pause()
+        self.pause("closed")
         self._intake = 0
         left = list(self._ready)
         self._ready.clear()
