@@ -311,7 +311,7 @@ def middleware_of_another_shape_is_found() -> None:
     bus.middleware(short)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     bus.middleware(stamp)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     bus.middleware(side="outbound")(audit)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
-    bus.middleware(audit, side="outbound")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    bus.middleware(audit, side="outbound")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     bus.handler(middleware=[stamp])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     RateLimiter(100.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     RateLimiter(rate="100/s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
