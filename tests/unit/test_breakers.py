@@ -61,6 +61,7 @@ def test_successes_count_once_there_is_a_breaker(breakers: Breakers) -> None:
 def test_the_closed_one_that_failed_the_longest_ago_makes_room(breakers: Breakers) -> None:
     breakers.failed(QUOTE, 0.0)
     breakers.failed(OTHER, 1.0)
+    breakers.succeeded(QUOTE, 1.5, 8)
     breakers.failed(QUOTE, 2.0)
     breakers.failed(("Third", None), 3.0)
     assert set(breakers.by_key) == {QUOTE, ("Third", None)}

@@ -134,6 +134,36 @@ async def _sent(limiter: RateLimiter) -> Result:
     return await limiter(Quote(), outgoing(), answer)
 
 
+async def test_a_newcomer_does_not_overtake_who_waits_even_when_a_token_is_there() -> None:
+    now = 0.0
+    limiter = RateLimiter(rate=1.0, burst=1, max_wait=60.0, clock=lambda: now)
+    assert await _sent(limiter) == Ok(1)
+    first = asyncio.create_task(_sent(limiter))
+    await eventually(lambda: limiter.statistics().waiting == 1)
+    now = 1.0  # a token is there, and the timer of the first has not run yet
+    second = asyncio.create_task(_sent(limiter))
+    await eventually(lambda: limiter.statistics().waiting == 2)
+    limiter._serve()
+    assert await first == Ok(1)
+    assert not second.done()
+    now = 2.0
+    limiter._serve()
+    assert await second == Ok(1)
+
+
+async def test_who_is_cancelled_in_the_middle_of_the_line_is_not_counted_any_more() -> None:
+    limiter = RateLimiter(rate=0.1, burst=1, max_wait=3_600.0)
+    assert await _sent(limiter) == Ok(1)
+    tasks = [asyncio.create_task(_sent(limiter)) for _ in range(3)]
+    await eventually(lambda: limiter.statistics().waiting == 3)
+    tasks[1].cancel()
+    await asyncio.gather(tasks[1], return_exceptions=True)
+    assert limiter.statistics().waiting == 2
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_who_is_cancelled_leaves_its_place_to_those_behind() -> None:
     now = 0.0
     limiter = RateLimiter(rate=1.0, burst=1, max_wait=60.0, clock=lambda: now)
