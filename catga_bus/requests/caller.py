@@ -298,7 +298,7 @@ class Caller:
                 self._pending[call.id] = call
                 self._waiting.add(call)
             else:
-                self._fail(call, self._err(call, verdict, frame.node))
+                self._fail(call, self._busy(call, verdict, frame))
             return
         if frame.status == Status.EXPIRED:
             self._fail(call, self._err(call, attempts.after_expired(progress), frame.node))
@@ -452,6 +452,16 @@ class Caller:
             call.attempts,
             node,
         )
+
+    def _busy(self, call: Call, verdict: Verdict, frame: AnswerFrame) -> Err:
+        """Return the end of a call that no node would take, with the reason and details of the last one asked."""
+        result = self._err(call, verdict, frame.node)
+        try:
+            fault = _decode_fault(frame.body)
+        except DECODE_ERRORS:
+            return result
+        text = f"{result.message}; the last one said: {fault.message}"
+        return msgspec.structs.replace(result, message=text, details=fault.details)
 
     def _fail(self, call: Call, result: Err) -> None:
         self._failed += 1

@@ -105,6 +105,9 @@ async def test_when_every_node_refuses_the_answer_is_overloaded_and_nothing_has_
         result = await client.send(Quote())
     assert isinstance(result, Err)
     assert (result.code, result.outcome, result.retryable) == ("OVERLOADED", Outcome.NOT_RUN, True)
+    assert (result.attempts, result.node) == (3, "shop-1")
+    assert "the limit of 0.001 per second (burst 1) is reached; try again in" in result.message
+    assert 0 < result.details["retry_after_ms"] <= 1_000_000
     assert len(ran) == 1
 
 
