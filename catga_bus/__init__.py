@@ -33,6 +33,9 @@ from catga_bus.handlers.router import Router
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
 from catga_bus.pipeline import CallNext, Result
+from catga_bus.resilience.bulkhead import Bulkhead
+from catga_bus.resilience.circuit_breaker import BreakerOptions
+from catga_bus.resilience.rate_limiter import RateLimiter
 from catga_bus.result import Err, Ok
 from catga_bus.version import __version__
 
@@ -40,6 +43,8 @@ __all__ = [
     "AuthenticationError",
     "BlockingBus",
     "BlockingContext",
+    "BreakerOptions",
+    "Bulkhead",
     "Bus",
     "BusConfig",
     "BusStateError",
@@ -66,6 +71,7 @@ __all__ = [
     "Outgoing",
     "OverloadedError",
     "PermissionDeniedError",
+    "RateLimiter",
     "Refused",
     "RegistrationError",
     "Request",

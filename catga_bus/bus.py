@@ -445,7 +445,7 @@ class Bus(Router):
         await self._fire("broadcast", event, parent)
 
     def _outgoing(self, limit: float, node: str | None, parent: Context | None) -> "_OutgoingRequest":
-        return _OutgoingRequest("send", limit, node, parent, self._clock() + limit)
+        return _OutgoingRequest("send", limit, node, parent, self._clock() + limit, self._clock)
 
     async def _send_core(self, request: Any, outgoing: "_OutgoingRequest") -> Ok[Any] | Err:
         left = outgoing.deadline - self._clock()  # the deadline counts from the call, not from the end of middleware
@@ -552,6 +552,12 @@ class _OutgoingRequest(Outgoing, frozen=True):
     """What outbound middleware is told about a request, with the instant at which its time is over."""
 
     deadline: float
+    clock: Clock
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline, never below 0."""
+        return max(0.0, self.deadline - self.clock())
 
 
 _FIND_SECONDS = 1.0

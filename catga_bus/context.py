@@ -45,10 +45,13 @@ class Context:
         node: The id of the node that runs the handler.
         sender: The id of the node or client that sent the message.
         trace: The W3C `traceparent` that came with the message, or None.
+        handler_started: Whether the handler itself was called: false while only middleware has seen the message.
+            Kept where there is middleware.
     """
 
     __slots__ = (
-        "_calls", "_clock", "_deadline", "attempt", "key", "message_id", "message_type", "node", "sender", "trace",
+        "_calls", "_clock", "_deadline", "attempt", "handler_started", "key", "message_id", "message_type", "node",
+        "sender", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +78,7 @@ class Context:
         self.node = node
         self.sender = sender
         self.trace = trace
+        self.handler_started = False
 
     def __repr__(self) -> str:
         return f"<Context {self.message_type} {self.message_id} attempt {self.attempt}, {self.remaining:.3f} s left>"
@@ -205,3 +209,8 @@ class Outgoing(msgspec.Struct, frozen=True):
 
     parent: Context | None
     """The execution that the call belongs to, or None when it was made on the bus itself."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline, never below 0; infinite for events."""
+        return math.inf if self.timeout is None else self.timeout

@@ -114,6 +114,7 @@ class Dispatcher:
                     station.failed,
                     station.slots.stuck,
                     station.seconds,
+                    station.turned_away,
                 )
                 for station in self._stations
             ),
@@ -189,16 +190,18 @@ class Dispatcher:
         if station.timeout is not None:
             delivery.deadline = min(delivery.deadline, began + station.timeout)
         status: Status
+        context: Context | None = None
         try:
             if station.takes_context:
                 if station.slots.threads is not None:
                     self._current.set(delivery)
-                value = await station.entry(message, self._make_context(delivery))
+                context = self._make_context(delivery)
+                value = await station.entry(message, context)
             else:
                 value = await station.entry(message)
-            status, value = self._judged(station, value)
+            status, value = self._judged(station, value, context)
         except BaseException as error:
-            status, value = self._failure(delivery, error)
+            status, value = self._failure(delivery, error, context)
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 self._settle(delivery, status, value, self._clock() - began)
                 raise
@@ -221,10 +224,13 @@ class Dispatcher:
             delivery, Status.INVALID, Fault(Code.INVALID_MESSAGE, f"{delivery.station.type_name}: {text}"), 0.0
         )
 
-    def _judged(self, station: Station, value: Any) -> tuple[Status, Any]:
+    def _judged(self, station: Station, value: Any, context: Context | None) -> tuple[Status, Any]:
         """Return status and value of what a handler returned, or of what middleware made of it."""
         kind = type(value)
         if kind is Err:
+            if _is_turned_away(station, value, context):
+                station.turned_away += 1
+                return Status.BUSY, Fault(value.code, value.message, value.details, retryable=True)
             return self._told(station, self._checked(station, value))
         if kind is Ok:
             value = value.value
@@ -255,8 +261,8 @@ class Dispatcher:
             status = Status.REFUSED
         return status, Fault(error.code, error.message, error.details, error.retryable)
 
-    def _failure(self, delivery: Delivery, error: BaseException) -> tuple[Status, Fault]:
-        """Return status and fault of what a handler raised."""
+    def _failure(self, delivery: Delivery, error: BaseException, context: Context | None) -> tuple[Status, Fault]:
+        """Return status and fault of what a handler raised, or its middleware."""
         station = delivery.station
         if isinstance(error, Refused):
             try:
@@ -265,10 +271,14 @@ class Dispatcher:
                 error = broken
             else:
                 return self._told(station, own)
+        is_cut = delivery.cut and isinstance(error, asyncio.CancelledError)
+        if is_cut and _is_unstarted(station, context):
+            self._expired += 1
+            return Status.EXPIRED, Fault(Code.TIMEOUT, f"the deadline passed before {station.name} was called")
         station.failed += 1
         if not isinstance(error, asyncio.CancelledError):
             return Status.FAILED, Fault(Code.HANDLER_ERROR, self.raised(station, delivery.id, error))
-        if delivery.cut:
+        if is_cut:
             return Status.FAILED, Fault(Code.TIMEOUT, f"{station.name} was cut off at its deadline")
         return Status.FAILED, Fault(Code.HANDLER_ERROR, f"{station.name} was cancelled")
 
@@ -415,3 +425,18 @@ class Dispatcher:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _is_unstarted(station: Station, context: Context | None) -> bool:
+    """Whether only middleware has seen the message."""
+    return station.has_middleware and context is not None and not context.handler_started
+
+
+def _is_turned_away(station: Station, error: Err, context: Context | None) -> bool:
+    """Whether middleware says that this node cannot take a message now, and the handler has indeed not been called.
+
+    The handler's own `Err` never gets here with a reserved code.
+    """
+    message: Any = error.message  # nothing checks what middleware makes
+    is_said = error.outcome is Outcome.NOT_RUN and error.code in (Code.OVERLOADED, Code.CIRCUIT_OPEN)
+    return is_said and isinstance(message, str) and _is_unstarted(station, context)

@@ -385,7 +385,7 @@ class Caller:
             self._pending[call.id] = call
             call.wake()
         else:
-            self._fail(call, endings.of_verdict(call, verdict, node))
+            self._fail(call, endings.of_last_word(call, verdict, frame))
 
     def _batch_of(self, subject: str) -> int:
         """Return the batch whose number ends this reply subject; 0 if it is none of ours."""

@@ -1,12 +1,16 @@
 """How calls end that got no `Ok`: the errors, made of what is known."""
 
-from catga_bus.codec import explain
+import msgspec
+
+from catga_bus.codec import DECODE_ERRORS, explain
 from catga_bus.errors import CallError, Code, DeadlineExceededError, DisconnectedError, Outcome
 from catga_bus.requests import attempts
 from catga_bus.requests.attempts import Progress, Verdict
 from catga_bus.requests.calls import Call
 from catga_bus.result import Err
 from catga_bus.wire import AnswerFrame, Fault, Status
+
+_decode_fault = msgspec.msgpack.Decoder(Fault).decode
 
 
 def of_verdict(call: Call, verdict: Verdict, node: str | None) -> Err:
@@ -27,6 +31,19 @@ def of_verdict(call: Call, verdict: Verdict, node: str | None) -> Err:
         call.attempts,
         node,
     )
+
+
+def of_last_word(call: Call, verdict: Verdict, frame: AnswerFrame) -> Err:
+    """Return the end of a call that no node would run; if they were too busy, with the reason of the last one."""
+    result = of_verdict(call, verdict, frame.node)
+    if frame.status != Status.BUSY:
+        return result
+    try:
+        fault = _decode_fault(frame.body)
+    except DECODE_ERRORS:
+        return result
+    text = f"{result.message}; the last one said: {fault.message}"
+    return msgspec.structs.replace(result, message=text, details=fault.details)
 
 
 def of_fault(frame: AnswerFrame, fault: Fault, progress: Progress) -> Err:
