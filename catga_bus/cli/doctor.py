@@ -180,7 +180,7 @@ async def _examine(patient: Patient, monitors: Sequence[str], system_url: str | 
     names = patient.names
     async with _connected(patient.connection) as (transport, refusals):
         findings = check_server(await server_facts(transport))
-        findings += await _examine_settings(transport, monitors, system_url)
+        findings += await _examine_settings(transport, refusals, monitors, system_url)
         needs = needs_of(patient.use, names)
         permissions = await permissions_of(transport)
         tried = [] if permissions is not None else await try_needs(transport, refusals, needs)
@@ -191,7 +191,9 @@ async def _examine(patient: Patient, monitors: Sequence[str], system_url: str | 
     return findings
 
 
-async def _examine_settings(transport: NatsTransport, monitors: Sequence[str], system_url: str | None) -> list[Finding]:
+async def _examine_settings(
+    transport: NatsTransport, refusals: Refusals, monitors: Sequence[str], system_url: str | None
+) -> list[Finding]:
     """Read the settings of the servers in whatever way was given; without one, ask as the user that we are."""
     settings, findings = [], []
     for url in monitors:
@@ -203,10 +205,10 @@ async def _examine_settings(transport: NatsTransport, monitors: Sequence[str], s
     if system_url is not None:
         urls = server_urls(system_url)
         config = BusConfig(inbox_prefix=_inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT)
-        async with _connected(config.connection(urls, f"catga/{_NAME}")) as (system, _):
-            settings += await settings_by_question(system)
+        async with _connected(config.connection(urls, f"catga/{_NAME}")) as (system, denied):
+            settings += await settings_by_question(system, denied)
     elif not monitors:
-        settings += await settings_by_question(transport)
+        settings += await settings_by_question(transport, refusals)
     if not settings and findings:
         return findings
     return [*findings, *check_settings(settings, _SETTINGS_FIX)]

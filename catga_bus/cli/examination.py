@@ -5,6 +5,7 @@ count and leave, and no queue group is joined, because its members would miss wh
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from catga_bus.clock import monotonic
 from catga_bus.codec import DECODE_ERRORS, Gate
 from catga_bus.errors import ConfigurationError
 from catga_bus.requests.service_api import NAMESPACE_KEY, NODE_KEY, SERVICE_KEY
-from catga_bus.transport.asking import ask
+from catga_bus.transport.asking import Reply, ask
 from catga_bus.transport.nats_core import NatsTransport
 from catga_bus.wire import PREFIX, SERVICE_API, Names
 
@@ -164,10 +165,10 @@ def _ignore(subject: str, payload: bytes, reply: str, headers: Mapping[str, str]
     """Take no notice."""
 
 
-async def settings_by_question(transport: NatsTransport) -> list[ServerSettings]:
+async def settings_by_question(transport: NatsTransport, refusals: Refusals) -> list[ServerSettings]:
     """Ask all servers of a cluster for their settings, as a user of the system account; empty if none may be heard."""
     settings = []
-    for payload in await gather(transport, _VARZ):
+    for payload in await gather(transport, refusals, _VARZ) or ():
         try:
             settings.append(msgspec.json.decode(payload, type=_VarzAnswer).data.settings())
         except DECODE_ERRORS:
@@ -223,11 +224,9 @@ async def nodes_by_discovery(transport: NatsTransport, refusals: Refusals, names
         None if this user may not ask. One that may only PING does not learn the types.
     """
     for verb in ("INFO", "PING"):
-        subject = f"{SERVICE_API}.{verb}"
-        answers = await gather(transport, subject)
-        if subject not in refusals.subjects:
+        answers = await gather(transport, refusals, f"{SERVICE_API}.{verb}")
+        if answers is not None:
             return [facts for facts in (_node_of(payload, names) for payload in answers) if facts is not None]
-        refusals.subjects.remove(subject)
     return None
 
 
@@ -244,18 +243,31 @@ def _node_of(payload: bytes, names: Names) -> NodeFacts | None:
     return NodeFacts(node_id=node_id, service=service, version=info.version, types=types)
 
 
-async def gather(transport: NatsTransport, subject: str) -> list[bytes]:
-    """Ask everybody who listens to a subject, and return the answers that come within half a second."""
+async def gather(transport: NatsTransport, refusals: Refusals, subject: str) -> list[bytes] | None:
+    """Ask everybody who listens to a subject, and return the answers that come within half a second.
+
+    Returns:
+        None if this user may not ask.
+    """
     answers: list[bytes] = []
+    nobody = asyncio.Event()
 
     def sink(_: str, payload: bytes, __: str, headers: Mapping[str, str] | None) -> None:
-        del headers
-        if payload and len(answers) < _MAX_ANSWERS:
+        if Reply(payload, headers or {}).is_no_responders:
+            nobody.set()
+        elif len(answers) < _MAX_ANSWERS:
             answers.append(payload)
 
+    before = len(refusals.subjects)
     inbox = transport.new_inbox()
     subscription = await transport.subscribe(inbox, sink)
-    transport.publish(subject, b"", reply=inbox)
-    await asyncio.sleep(_GATHER_SECONDS)
-    await subscription.close()
-    return answers
+    try:
+        transport.publish(subject, b"", reply=inbox)
+        await transport.flush()
+        if subject in refusals.subjects[before:]:
+            return None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(nobody.wait(), _GATHER_SECONDS)
+        return answers
+    finally:
+        await subscription.close()

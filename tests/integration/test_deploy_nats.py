@@ -6,6 +6,7 @@ Real servers with the files as they are; only ports and stores are the test's ow
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import urllib.request
@@ -20,7 +21,7 @@ from catga_bus.testing import eventually
 from catga_bus.testing.carrier import Received
 from catga_bus.wire import PREFIX
 from tests.deployment import FILES, Client, Deployment, sample_environment
-from tests.servers import NatsServer, server_binary
+from tests.servers import Certificates, NatsServer, server_binary
 
 pytestmark = pytest.mark.nats
 
@@ -53,9 +54,9 @@ class Heard:
         self.price_changes = 0
 
 
-def shop(urls: str, deployment: Deployment, *, user: str = "shop", heard: Heard | None = None) -> Bus:
+def shop(urls: str, deployment: Deployment, *, heard: Heard | None = None, **options: str) -> Bus:
     heard = heard or Heard()
-    bus = Bus(user, url=urls, **deployment.account(user))
+    bus = Bus("shop", url=urls, **deployment.account("shop"), **options)
 
     @bus.handler(concurrency=64)
     async def quote(request: Quote, ctx: Context) -> str:
@@ -496,6 +497,31 @@ async def test_nobody_connects_without_the_password_of_a_user(server: NatsServer
     with pytest.raises(AuthenticationError):
         async with stranger:
             pass
+
+
+async def test_with_the_tls_block_of_the_readme_a_bus_is_encrypted(
+    another: Deployment, certificates: Certificates
+) -> None:
+    block = re.search(r"^ *tls \{.*\}$", (FILES / "README.md").read_text(), re.M)
+    assert block is not None
+    paths = zip(
+        ("server.pem", "server-key.pem", "ca.pem"),
+        (certificates.server_cert, certificates.server_key, certificates.ca),
+        strict=True,
+    )
+    tls = block[0].strip()
+    for name, path in paths:
+        tls = tls.replace(f"/etc/nats/{name}", path)
+    another.edit("single.conf", ('include "common.conf"', f'{tls}\ninclude "common.conf"'))
+    server = another.server()
+    with another.started(server):
+        url = f"tls://localhost:{server.port}"
+        account = another.account("web")
+        async with (
+            shop(url, another, tls_ca=certificates.ca),
+            Bus("web", url=url, tls_ca=certificates.ca, **account) as caller,
+        ):
+            assert (await caller.send(Quote("a"))).unwrap()
 
 
 # -- a frozen client ---------------------------------------------------------------------------------------
