@@ -108,11 +108,7 @@ def doctor(
     try:
         findings = asyncio.run(_examine(patient, monitor, system_url))
     except (DisconnectedError, AuthenticationError) as error:
-        where = ", ".join(redacted(one) for one in patient.connection.urls)
-        fix = "start one (catga up), or give its address or the right credentials with --url"
-        _show(
-            [Finding("server", Level.FAILED, f"no server at {where} can be used", text_of(error), fix)], as_json=as_json
-        )
+        _show([_unreachable(patient, error)], as_json=as_json)
         return ExitCode.UNREACHABLE
     _show(findings, as_json=as_json)
     counts = count_levels(findings)
@@ -120,13 +116,17 @@ def doctor(
     return ExitCode.FAILED if bad else ExitCode.OK
 
 
+def _unreachable(patient: Patient, error: DisconnectedError | AuthenticationError) -> Finding:
+    where = ", ".join(redacted(one) for one in patient.connection.urls)
+    fix = "start one (catga up), or give its address or the right credentials with --url"
+    return Finding("server", Level.FAILED, f"no server at {where} can be used", text_of(error), fix)
+
+
 def _nobody(url: str | None, namespace: str) -> Patient:
     """Return a bus that handles nothing, as whom the URL says."""
     urls = server_urls(url)
     _check_urls(urls)
-    connection = BusConfig(inbox_prefix=_inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT).connection(
-        urls, f"catga/{_NAME}"
-    )
+    connection = _options(urls)
     # A user named after its service is how deploy/nats has it; without one any name will do.
     service = _user_of(urls[0]) or _NAME
     return Patient(connection, Names(namespace), Use(service, _NAME, connection.inbox_prefix))
@@ -147,6 +147,12 @@ def _bus_of(target: str, url: str | None) -> Patient:
     )
     connection = msgspec.structs.replace(connection, connect_timeout=CONNECT_TIMEOUT)
     return Patient(connection, Names(bus.config.namespace), use)
+
+
+def _options(urls: tuple[str, ...]) -> ConnectionOptions:
+    """Return how to connect as whom the first URL says."""
+    config = BusConfig(inbox_prefix=_inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT)
+    return config.connection(urls, f"catga/{_NAME}")
 
 
 def _check_urls(urls: Sequence[str]) -> None:
@@ -203,10 +209,12 @@ async def _examine_settings(
             fix = "give the address that `http` of the server's configuration says, from where it can be reached"
             findings.append(Finding("settings", Level.FAILED, str(error), "", fix))
     if system_url is not None:
-        urls = server_urls(system_url)
-        config = BusConfig(inbox_prefix=_inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT)
-        async with _connected(config.connection(urls, f"catga/{_NAME}")) as (system, denied):
-            settings += await settings_by_question(system, denied)
+        try:
+            async with _connected(_options(server_urls(system_url))) as (system, denied):
+                settings += await settings_by_question(system, denied)
+        except (DisconnectedError, AuthenticationError) as error:
+            fix = "give --system-url a user of the account that the configuration names as system_account"
+            findings.append(Finding("settings", Level.FAILED, text_of(error), "", fix))
     elif not monitors:
         settings += await settings_by_question(transport, refusals)
     if not settings and findings:

@@ -608,6 +608,37 @@ async def test_three_servers_carry_a_service_and_outlive_one_of_them(another: De
             assert refused(first) == refused(second) == refused(caller) == set()
 
 
+async def test_a_server_in_lame_duck_mode_loses_no_request(another: Deployment) -> None:
+    servers = another.cluster()
+    with another.started(*servers):
+        await is_whole(another)
+        first, second = servers[0].url, servers[1].url
+        everywhere = f"{first},{second}"
+        async with (
+            shop(everywhere, another) as one,
+            shop(second, another) as other,
+            web(everywhere, another) as caller,
+        ):
+            results: list[Ok[str] | Err] = []
+            done = asyncio.Event()
+
+            async def ask_on() -> None:
+                while not done.is_set():
+                    results.append(await caller.send(Quote("a", seconds=0.01), timeout=10))
+
+            asking = [asyncio.create_task(ask_on()) for _ in range(8)]
+            leaving = next(server for server in servers[:2] if server.url == one._open().transport.url)
+            leaving.lame_duck()
+            await eventually(lambda: not leaving.is_running, timeout=30)
+            answered = len(results)
+            await eventually(lambda: len(results) > answered + 50)
+            done.set()
+            await asyncio.gather(*asking)
+            assert one.statistics().reconnects >= 1
+            assert [result for result in results if not isinstance(result, Ok)] == []
+            assert {result.unwrap().rpartition(" ")[2] for result in results} == {one.node_id, other.node_id}
+
+
 async def test_a_server_without_the_password_of_the_routes_stays_outside(another: Deployment) -> None:
     servers = another.cluster()
     with another.started(*servers[:2]):

@@ -325,6 +325,10 @@ async def test_monitoring_that_cannot_be_read_fails(
     said = await examine("--url", url, "--monitor", f"127.0.0.1:{free_port()}")
     assert said.code == 1
     assert said.levels("settings") == ["failed"]
+    said = await examine("--url", url, "--system-url", url_of(server, "monitor", "hunter2"))
+    assert said.levels("settings") == ["failed"]
+    assert said.levels("server") == ["ok"]
+    assert "hunter2" not in json.dumps(said.findings)
     said = await examine("--url", url, "--monitor", "ftp://127.0.0.1")
     assert "http:// or https://" in said.of("settings")[0]["what"]
     said = await examine("--url", url, "--monitor", f"{deployment.monitors['single.conf']}/")
