@@ -84,7 +84,7 @@ def check_settings(servers: Sequence[ServerSettings], missing: str = "") -> list
     if not servers:
         what = "ping settings, versions and connections of the servers are not known"
         return [Finding("settings", Level.UNKNOWN, what, "this user may not ask for them", missing)]
-    by_name = {server.name: server for server in servers}
+    by_name = {server.name: server for server in sorted(servers, key=lambda server: server.name)}
     findings = [finding for server in by_name.values() for finding in _check_one(server)]
     for what, values in (
         ("versions", {server.version for server in by_name.values()}),
@@ -150,16 +150,20 @@ def _check_clients(server: ServerSettings) -> list[Finding]:
     return findings
 
 
-def check_capture(streams: Sequence[str] | None, subjects: Sequence[str]) -> Finding:
+def check_capture(streams: Sequence[str] | None, subjects: Sequence[str], *, is_permitted: bool = True) -> Finding:
     """Judge which streams store requests.
 
     Args:
         streams: Their names; None if the server did not say.
         subjects: The subjects of requests.
+        is_permitted: Whether this user may ask.
     """
     shown = " or ".join(subjects)
     if streams is None:
         what = f"whether a stream captures {shown} is not known"
+        if is_permitted:
+            why = "JetStream does not answer: a cluster that has just started, or has lost its majority, has no leader"
+            return Finding("streams", Level.UNKNOWN, what, why, "try again in ten seconds, then look at /healthz")
         fix = "allow publish '$JS.API.STREAM.NAMES' to the user"
         return Finding("streams", Level.UNKNOWN, what, "this user may not ask", fix)
     if not streams:

@@ -25,7 +25,7 @@ from catga_bus.cli.findings import Finding, Level, count_levels
 from catga_bus.cli.node_checks import check_nodes
 from catga_bus.cli.options import Session, debug_option, json_option, namespace_option, url_option
 from catga_bus.cli.output import print_json
-from catga_bus.cli.permissions import Use, check_needs, needs_of
+from catga_bus.cli.permissions import STREAM_NAMES, Use, check_needs, needs_of
 from catga_bus.cli.run import load_bus
 from catga_bus.config import BusConfig, server_urls
 from catga_bus.errors import AuthenticationError, ConfigurationError, DisconnectedError
@@ -192,7 +192,9 @@ async def _examine(patient: Patient, monitors: Sequence[str], system_url: str | 
         tried = [] if permissions is not None else await try_needs(transport, refusals, needs)
         findings += check_needs(needs, permissions, tried)
         requests = (names.all_requests(), names.all_directed())
-        findings.append(check_capture(await captured_by(transport, requests), requests))
+        streams = await captured_by(transport, requests)
+        may_ask = STREAM_NAMES not in refusals.subjects
+        findings.append(check_capture(streams, requests, is_permitted=may_ask))
         findings += check_nodes(await nodes_by_discovery(transport, refusals, names))
     return findings
 

@@ -202,7 +202,7 @@ def _read_page(url: str) -> bytes:
 
 
 async def captured_by(transport: NatsTransport, subjects: Sequence[str]) -> list[str] | None:
-    """Return the streams that store any of these subjects; None if this user may not ask."""
+    """Return the streams that store any of these subjects; None if this user may not ask, or nobody answers."""
     streams: list[str] = []
     for subject in subjects:
         reply = await ask(transport, STREAM_NAMES, msgspec.json.encode({"subject": subject}), _ASK_SECONDS)

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import urllib.request
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from catga_bus import AuthenticationError, Bus, Code, Context, Err, Event, Ok, Request
+from catga_bus import AuthenticationError, Bus, Code, Context, Err, Event, Ok, PermissionDeniedError, Request
 from catga_bus.testing import eventually
 from catga_bus.testing.carrier import Received
 from catga_bus.wire import PREFIX
@@ -340,6 +341,32 @@ async def test_a_service_is_added_as_the_readme_says(another: Deployment) -> Non
             await one.transport.subscribe("catga.rpc.Quote", Received(), queue="rpc")
             await one.transport.subscribe("_INBOX.shop.>", Received())
             assert await one.denied() == ["catga.to.shop.>", "catga.rpc.Quote", "_INBOX.shop.>"]
+
+
+async def test_a_reload_takes_up_a_permission_without_a_reconnect(another: Deployment) -> None:
+    server = another.server()
+    with another.started(server):
+        async with shop(server.url, another), web(server.url, another) as caller:
+            with pytest.raises(PermissionDeniedError):
+                await caller.send(Secret())
+            another.edit("users/web.conf", ('"catga.rpc.Quote" ', '"catga.rpc.Quote", "catga.rpc.Secret" '))
+            server.reload(server.config)
+            result = await caller.send(Secret(), timeout=2)
+            assert isinstance(result, Err)
+            assert result.code == Code.NO_HANDLER  # permitted now, and nobody handles it
+            assert (await caller.send(Quote("a"))).unwrap()
+            assert caller.statistics().reconnects == 0
+
+
+async def test_a_reload_cannot_take_up_a_new_password(another: Deployment) -> None:
+    """The environment of a process does not change: a new user needs a restart, as the readme says."""
+    server = another.server()
+    with another.started(server):
+        another.add_user("billing", like="shop")
+        server.send(signal.SIGHUP)
+        await eventually(lambda: "CATGA_BILLING_PASSWORD" in server.log)
+        async with web(server.url, another):  # and goes on with what it has
+            pass
 
 
 # -- what is refused ---------------------------------------------------------------------------------------

@@ -243,7 +243,8 @@ async def test_everything_wrong_with_a_bad_server_is_said(bad: NatsServer, exami
             assert said.levels("max_payload") == ["warning"]
             assert said.levels("pings") == ["warning"]
             assert "7200 to 10800 s" in said.of("pings")[0]["what"]
-            assert said.levels("streams") == ["unknown"]  # this user may not look
+            assert said.levels("streams") == ["unknown"]
+            assert "may not ask" in said.of("streams")[0]["why"]
             assert set(said.levels("permissions")) == {"failed", "warning"}
             assert len(said.of("permissions")) == 9  # all but its inbox
             assert said.levels("nodes") == ["unknown"]

@@ -151,7 +151,10 @@ def test_settings_that_nobody_told_are_unknown_and_not_guessed() -> None:
 def test_streams_that_capture_requests_fail() -> None:
     subjects = ("catga.rpc.>", "catga.to.>")
     assert check_capture([], subjects).level is Level.OK
-    assert check_capture(None, subjects).level is Level.UNKNOWN
+    assert "no leader" in check_capture(None, subjects).why
+    refused = check_capture(None, subjects, is_permitted=False)
+    assert "$JS.API.STREAM.NAMES" in refused.fix
+    assert refused.level is check_capture(None, subjects).level is Level.UNKNOWN
     one = check_capture(["ALL"], subjects)
     assert one.level is Level.FAILED
     assert "stream ALL captures requests (catga.rpc.> or catga.to.>)" in one.what
