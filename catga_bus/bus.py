@@ -132,6 +132,11 @@ class Bus(Router):
     def __repr__(self) -> str:
         return f"<Bus {self.service} node {self.node_id} {self._state.name.lower()}>"
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers, as they were given: with the credentials in them, if there are any."""
+        return self._urls
+
     def override(self, *, url: str | None = None, node_id: str | None = None) -> None:
         """Replace what the program says by what its operator says; before the start only.
 

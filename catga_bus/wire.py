@@ -260,6 +260,22 @@ class Names:
         """The subject of an event for every live node."""
         return f"{self.namespace}.all.{token(type_name)}"
 
+    def node_control(self, service: str, node_id: str, verb: str) -> str:
+        """The subject on which one named node takes `ping`, `status` or `cancel`."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.{verb}"
+
+    def all_directed(self) -> str:
+        """Whatever is sent to named nodes: for looking at."""
+        return f"{self.namespace}.to.>"
+
+    def heartbeat(self, node_id: str) -> str:
+        """The subject of the heartbeats of one node."""
+        return f"{self.namespace}.nodes.{token(node_id)}"
+
+    def heartbeats(self) -> str:
+        """The subjects of the heartbeats of all nodes."""
+        return f"{self.namespace}.nodes.*"
+
     def owns(self, subject: str) -> bool:
         """Whether a subject lies in this namespace."""
         return subject == self.namespace or subject.startswith(self.namespace + ".")

@@ -61,6 +61,11 @@ class Router:
         self.dependency_overrides: dict[Function, Function] = {}
         self._collected = Collected()
 
+    @property
+    def registry(self) -> Registry:
+        """What is handled here so far; for looking at."""
+        return self._collected.registry
+
     @overload
     def handler(self, function: F, /) -> F: ...
 

@@ -115,6 +115,15 @@ def test_golden_subjects() -> None:
     }
 
 
+def test_subjects_of_liveness() -> None:
+    names, node = Names("team"), ("shop.eu", "shop-1")
+
+    assert names.heartbeat("shop.1") == "team.nodes.shop=2E1"
+    assert names.heartbeats() == "team.nodes.*"
+    assert names.all_directed() == "team.to.>"
+    assert names.node_control(*node, "ping") == "team.to.shop=2Eeu.shop-1.ping"
+
+
 @pytest.mark.parametrize("namespace", ["", "a.b", "a b", "x" * 65, "*", "ü", "catga\n"])
 def test_a_namespace_is_one_plain_token(namespace: str) -> None:
     with pytest.raises(ConfigurationError, match="namespace"):
