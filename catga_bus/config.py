@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from catga_bus.errors import ConfigurationError
+from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.nats_servers import parse_server, redacted
 from catga_bus.transport.validation import checked_subject
@@ -26,6 +27,9 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     attempt_timeout: float = 0.25
     """How long an attempt may go without a sign of life before another node is tried; a node that has a request says
     so within some 10 ms. Shorter fails over sooner, and more often for nothing. 0.05 to 60."""
+
+    breaker: BreakerOptions | None = BreakerOptions()
+    """When calls to a type or a node that fails are held back for a while; None: never."""
 
     event_timeout: float = 30.0
     """How long one handler of an event may take unless its `timeout` says otherwise. 0.001 to 86,400."""

@@ -29,6 +29,7 @@ from catga_bus.requests.inboxes import Inboxes
 from catga_bus.requests.peers import NoPeers
 from catga_bus.requests.responder import Responder, ResponderStatistics
 from catga_bus.requests.service_api import EndpointCounts, NodeFacts, NodeFinder, ServiceApi
+from catga_bus.resilience.circuit_breaker import BreakerStatistics
 from catga_bus.telemetry.propagation import trace_source
 from catga_bus.transport.asking import ask
 from catga_bus.transport.base import Transport
@@ -52,6 +53,8 @@ class BusStatistics(msgspec.Struct, frozen=True):
     """Batches of answers."""
 
     reconnects: int
+    breakers: tuple[BreakerStatistics, ...]
+    """Of this node's calls: those that have seen a failure lately."""
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
@@ -111,6 +114,7 @@ class Node:
             NoPeers(),
             sender=info.node_id,
             attempt_timeout=config.attempt_timeout,
+            breaker=config.breaker,
             clock=clock,
             rng=random.Random(),
         )
@@ -278,6 +282,7 @@ class Node:
             sent=self.outgoing.statistics(),
             answered=self.answers.statistics(),
             reconnects=self.reconnects,
+            breakers=self.caller.guard.statistics(),
         )
 
     # -- connection ----------------------------------------------------------------------------------------

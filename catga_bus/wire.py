@@ -260,9 +260,13 @@ class Names:
         """The subject of an event for every live node."""
         return f"{self.namespace}.all.{token(type_name)}"
 
-    def node_control(self, service: str, node_id: str, verb: str) -> str:
-        """The subject on which one named node takes `ping`, `status` or `cancel`."""
-        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.{verb}"
+    def node(self, service: str, node_id: str) -> str:
+        """Whatever is sent to one named node: for permitting and looking at."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.>"
+
+    def node_ping(self, service: str, node_id: str) -> str:
+        """Where one named node is asked whether it lives."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.ping"
 
     def all_directed(self) -> str:
         """Whatever is sent to named nodes: for looking at."""

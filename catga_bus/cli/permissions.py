@@ -112,8 +112,8 @@ def _every_bus(use: Use, names: Names) -> list[Need]:
         Need("subscribe", names.node(service, node), "is asked whether it lives", rule=_of_all_nodes(use, names)),
         Need("subscribe", names.heartbeats(), "sees other nodes"),
         Need("publish", beat, "is seen by other nodes", rule=names.heartbeats()),
-        _directed(use, names.node_control(service, node, "ping"), "asks whether a node lives"),
-        _directed(use, names.node_control(service, node, "status"), "asks what became of a request"),
+        _directed(use, names.node_ping(service, node), "asks whether a node lives"),
+        _directed(use, names.node_status(service, node), "asks what became of a request"),
         Need("publish", f"{SERVICE_API}.PING", "finds a node by its id", level=Level.WARNING),
     ]
 
@@ -132,7 +132,7 @@ def _calls(use: Use, names: Names) -> list[Need]:
     service, node = use.service, use.node_id
     needs = []
     if use.asks:
-        cancel = names.node_control(service, node, "cancel")
+        cancel = names.node_cancel(service, node)
         needs.append(_directed(use, cancel, "cancels what it has asked of somebody else"))
     for name in use.asks:
         needs.append(Need("publish", names.request(name), f"asks {name}"))

@@ -20,8 +20,10 @@ from catga_bus.requests import attempts, endings
 from catga_bus.requests.attempts import Phase, RetryBudget, Step, Verdict
 from catga_bus.requests.calls import Call, CallerStatistics, Route
 from catga_bus.requests.grain import grain, smoothed
+from catga_bus.requests.guard import Guard, Probes
 from catga_bus.requests.peers import Address, Choice, Peers
 from catga_bus.requests.queries import Queries
+from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.result import Err, Ok
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
@@ -30,6 +32,7 @@ from catga_bus.wire import (
     ERROR_HEADER,
     NO_RESPONDERS,
     STATUS_HEADER,
+    AnswerBatch,
     AnswerFrame,
     Fault,
     IdBatch,
@@ -72,6 +75,7 @@ class Caller:
         peers: What is known of the other nodes.
         sender: Id of this node, for the heads of batches.
         attempt_timeout: Seconds until an attempt of which nobody has said anything is given up.
+        breaker: Options of the circuit breakers; None for none.
         clock: Monotonic seconds.
         rng: Jitter of retries.
     """
@@ -86,6 +90,7 @@ class Caller:
         *,
         sender: str,
         attempt_timeout: float,
+        breaker: BreakerOptions | None,
         clock: Clock,
         rng: random.Random,
     ) -> None:
@@ -119,6 +124,7 @@ class Caller:
         self._budget = RetryBudget(clock())
         self._counted = 0  # calls that the budget has been told of
         self._queries = Queries(transport, names, sender=sender, answers_to=self._answers_to)
+        self.guard = Guard(breaker, peers, clock)
         self._may_direct = True
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS_KNOWN)
         self._calls = self._ok = self._failed = self._retries = self._late = self._rejected = self._failovers = 0
@@ -153,6 +159,7 @@ class Caller:
             failovers=self._failovers,
             asked=self._queries.asked,
             cancels=self._queries.cancels,
+            trips=self.guard.trips,
             late_answers=self._late,
             rejected=self._rejected,
         )
@@ -185,6 +192,7 @@ class Caller:
             DisconnectedError: The caller is closed.
             InvalidMessageError: A field holds what MessagePack cannot carry.
             TooLargeError: The message exceeds what the server takes.
+            CircuitOpenError: A circuit breaker holds it back.
             ConfigurationError: The class is no request.
         """
         route = self._routes.get(type(request)) or self._add_route(type(request))
@@ -194,13 +202,21 @@ class Caller:
             request, route.type_name, message_id, route.key_field, int(timeout * 1000.0), trace, self._max_payload
         )
         is_bound = target is not None and choice is None
-        if target is None and self._peers.troubled and self._may_direct and route.type_name in self._peers.troubled:
+        probes: Probes = ()
+        if self.guard.held:
+            admission = self.guard.admit(route.type_name, target if is_bound else None)
+            probes, target = admission.probes, target or admission.target
+        elif target is None and self._peers.troubled and route.type_name in self._peers.troubled:
             target = self._peers.pick(route.type_name)
+        if not (is_bound or self._may_direct):
+            target = None
         lane = route.lane if target is None else self._lane_to(route, target)
         now = self._clock()
         deadline = now + timeout
         due = min(deadline, now + self._patience)
-        call = Call(message_id, route, lane, self._create_future(), frame, deadline, due, now, target, is_bound, choice)
+        call = Call(
+            message_id, route, lane, self._create_future(), frame, deadline, due, now, target, is_bound, choice, probes
+        )
         self._pending[message_id] = call
         self._calls += 1
         if self._is_connected and not self._coalescer.is_blocked:
@@ -218,7 +234,8 @@ class Caller:
 
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more; its answer will count as late."""
-        self._pending.pop(call.id, None)
+        if self._pending.pop(call.id, None) is not None and call.probes:
+            self.guard.end_probes(call, succeeded=None)
 
     def _write_again(self, call: Call, now: float) -> Address | None:
         """Write a call with what is left of its time and its next attempt; return the node it was addressed to."""
@@ -247,9 +264,9 @@ class Caller:
         progress = call.trouble()
         type_name = call.route.type_name
         is_any_fine = not (progress.avoid or progress.silences or call.choice or type_name in self._peers.troubled)
-        if is_any_fine or not self._may_direct:
+        if (is_any_fine and not self.guard.held) or not self._may_direct:
             return None
-        return self._peers.pick(type_name, progress.avoid, call.choice)
+        return self._peers.pick(type_name, (*progress.avoid, *self.guard.held_nodes()), call.choice)
 
     def _add_route(self, cls: type) -> Route:
         options = options_of(cls)
@@ -296,17 +313,17 @@ class Caller:
             return
         try:
             kind = self._gate.kind(payload)
-            if kind == Kind.ACCEPTED:
+            if kind == Kind.ANSWERS:
+                self._on_answers(self._gate.answers(payload))
+            elif kind == Kind.ACCEPTED:
                 self._on_accepted(self._gate.ids(payload))
-                return
-            if kind != Kind.ANSWERS:
+            else:
                 self._rejected += 1
-                return
-            batch = self._gate.answers(payload)
         except GateError as error:
             self._rejected += 1
             self._log.warn("gate", "an answer was not let in: %s", error)
-            return
+
+    def _on_answers(self, batch: AnswerBatch) -> None:
         take = self._pending.pop
         ok, ok_status = 0, int(Status.OK)
         route: Route | None = None
@@ -325,6 +342,8 @@ class Caller:
                 self._fail(call, endings.not_a_reply(call, frame, error))
                 continue
             ok += 1
+            if call.probes:
+                self.guard.end_probes(call, succeeded=True)
             future = call.future
             if not future.done():
                 future.set_result(result)
@@ -332,6 +351,8 @@ class Caller:
         if route is not None:
             route.handler_seconds = smoothed(route.handler_seconds, batch.head.handler_us * 1e-6)
             route.lane.limit = grain(route.handler_seconds, len(self._pending), self._coalescer.max_frames)
+            if self.guard.is_watching:
+                self.guard.answered(route.type_name, batch.head.sender, len(batch.frames))
 
     def _is_about_a_batch(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> bool:
         """Act on what the server or a node says about a batch as a whole; return whether it was that."""
@@ -380,6 +401,7 @@ class Caller:
             if frame.status == Status.BUSY:
                 verdict = attempts.after_busy(progress, now, node, self._budget, self._rng)
             else:
+                self.guard.node_failed(call, node)
                 verdict = attempts.after_lost(progress, now, node, self._budget)
         if verdict is None:
             self._pending[call.id] = call
@@ -457,6 +479,8 @@ class Caller:
                 target = self._write_again(call, now)
                 if is_silent:
                     self._failovers += 1
+                    if node is not None:
+                        self.guard.node_failed(call, node)
                     self._cancel_elsewhere(cancel, call, node, target)
         self._queries.ask(ask)
         self._queries.cancel(cancel)
@@ -486,6 +510,7 @@ class Caller:
             progress = call.trouble()
             if progress.phase not in (Phase.SENT, Phase.ACCEPTED):
                 continue
+            self.guard.node_failed(call, node_id)
             verdict = attempts.after_death(progress, now, node_id)
             call.wake()
             self._add_to(cancel, node_id, call)  # it may be frozen, and go on
@@ -576,10 +601,11 @@ class Caller:
     # -- ends ----------------------------------------------------------------------------------------------
 
     def _end(self, call: Call, verdict: Verdict) -> None:
-        self.forget(call)
+        self._pending.pop(call.id, None)
         self._fail(call, endings.of_verdict(call, verdict, None))
 
     def _fail(self, call: Call, result: Err) -> None:
         self._failed += 1
+        self.guard.ended(call, result)
         if not call.future.done():
             call.future.set_result(result)

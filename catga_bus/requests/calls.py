@@ -8,6 +8,7 @@ import msgspec
 
 from catga_bus.requests.attempts import Phase, Progress
 from catga_bus.requests.peers import Address, Choice
+from catga_bus.resilience.circuit_breaker import BreakerKey
 from catga_bus.result import Err, Ok
 from catga_bus.transport.coalescer import Lane
 
@@ -59,6 +60,9 @@ class Call(msgspec.Struct, eq=False, gc=False):
 
     choice: Choice | None = None
     """Which nodes may take it; None for all."""
+
+    probes: tuple[tuple[BreakerKey, int], ...] = ()
+    """The half-open breakers that it is a probe of."""
 
     batch: int = 0
     """The number of the batch that it was last written with; 0 if it was not."""
@@ -119,6 +123,9 @@ class CallerStatistics(msgspec.Struct, frozen=True):
 
     cancels: int
     """Times that a node was told to forget a call which another one got."""
+
+    trips: int
+    """Times that a circuit breaker has opened."""
 
     late_answers: int
     """Answers to calls that had ended."""

@@ -121,7 +121,7 @@ def test_subjects_of_liveness() -> None:
     assert names.heartbeat("shop.1") == "team.nodes.shop=2E1"
     assert names.heartbeats() == "team.nodes.*"
     assert names.all_directed() == "team.to.>"
-    assert names.node_control(*node, "ping") == "team.to.shop=2Eeu.shop-1.ping"
+    assert names.node_ping(*node) == "team.to.shop=2Eeu.shop-1.ping"
 
 
 @pytest.mark.parametrize("namespace", ["", "a.b", "a b", "x" * 65, "*", "ü", "catga\n"])
