@@ -79,6 +79,10 @@ class Guard:
         """Return the ids of the nodes that calls are kept from."""
         return tuple(node for type_name, node in self.held if type_name is None and node is not None)
 
+    def held_names(self) -> tuple[str, ...]:
+        """Return the types and nodes whose breaker is not closed."""
+        return tuple(sorted(type_name or node or "" for type_name, node in self.held))
+
     def admit(self, type_name: str, target: Address | None) -> Admission:
         """Decide how a call may go.
 
