@@ -3,15 +3,21 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+
+import msgspec
 
 from catga_bus.bus import Bus
-from catga_bus.clock import Clock, monotonic
+from catga_bus.clock import monotonic
 from catga_bus.demo.data import Flight
 from catga_bus.demo.display import Display
+from catga_bus.demo.failover import CallTimes
+from catga_bus.demo.faults import Chronicle, FaultPlan, FaultRecord
+from catga_bus.demo.injector import FaultInjector, Victim
 from catga_bus.demo.latency import LatencyHistogram
 from catga_bus.demo.messages import Closing, FlightDelayed, NodeTotals, RecordFlight, Totals
 from catga_bus.demo.progress import Progress, ReplayResult
+from catga_bus.demo.watch import watch_statuses
 from catga_bus.result import Err, Ok
 
 MAX_FAILURES = 1_000
@@ -71,7 +77,7 @@ class Replay:
         rate: Requests per second; 0 sends as fast as answers come.
         in_flight: Most requests without an answer, at least 1. A server that cannot hold the rate
             slows the replay down.
-        clock: Where the time comes from.
+        chronicle: What happens to the nodes meanwhile, and the clock.
     """
 
     def __init__(
@@ -81,15 +87,17 @@ class Replay:
         *,
         rate: float,
         in_flight: int,
-        clock: Clock = monotonic,
+        chronicle: Chronicle,
     ) -> None:
+        self.times = CallTimes()
         self._bus = bus
         self._flights = flights
         self._rate = rate
-        self._clock = clock
+        self._chronicle = chronicle
+        self._now = chronicle.now
+        self._is_over = False
         self._senders = min(in_flight, len(flights))
         self._next = iter(enumerate(flights))
-        self._started = clock()
         self._waiting = 0
         self._latency = LatencyHistogram()
         self._per_node: Counter[str] = Counter()
@@ -97,7 +105,7 @@ class Replay:
 
     async def run(self, display: Display) -> Progress:
         """Send everything, or give up after `MAX_FAILURES`, and return how it went."""
-        self._started = self._clock()
+        self._chronicle.begin()
         painter = asyncio.create_task(self._paint(display))
         try:
             # One task per place in flight rather than per request: bounded without a semaphore.
@@ -108,11 +116,17 @@ class Replay:
             # A bus that cannot be used tells every sender the same: one of them is enough.
             raise failed.exceptions[0] from None
         finally:
+            self._is_over = True
             painter.cancel()
             await asyncio.wait([painter])
         progress = self.progress()
         display.update(progress)
         return progress
+
+    @property
+    def part(self) -> float:
+        """How much of the replay is done, 0 to 1; 1 also when it has given up."""
+        return 1.0 if self._is_over else (self._per_node.total() + self._failures.total()) / len(self._flights)
 
     def progress(self) -> Progress:
         """Return how far the replay has come."""
@@ -122,10 +136,11 @@ class Replay:
             answered=self._per_node.total(),
             failed=self._failures.total(),
             in_flight=self._waiting,
-            seconds=self._clock() - self._started,
+            seconds=self._now(),
             p50_ms=None if p50 is None else p50 * 1_000,
             p99_ms=None if p99 is None else p99 * 1_000,
             per_node=dict(self._per_node),
+            moments=self._chronicle.moments,
         )
 
     @property
@@ -138,17 +153,19 @@ class Replay:
             if self._failures.total() >= MAX_FAILURES:
                 return
             if self._rate:
-                await asyncio.sleep(self._started + row / self._rate - self._clock())
+                await asyncio.sleep(row / self._rate - self._now())
             await self._send(row, flight)
 
     async def _send(self, row: int, flight: Flight) -> None:
         self._waiting += 1
-        sent = self._clock()
+        sent = self._now()
         result = await self._bus.send(RecordFlight(row, flight))
         self._waiting -= 1
         match result:
             case Ok(answer):
-                self._latency.add(self._clock() - sent)
+                answered = self._now()
+                self._latency.add(answered - sent)
+                self.times.add(sent, answered)
                 self._per_node[answer.node] += 1
             case Err(code):
                 # Not sent again: what has run under one id must not run under another.
@@ -212,6 +229,14 @@ async def close_day(bus: Bus, flights: int, nodes: Sequence[str]) -> dict[str, N
     return dict(zip(nodes, await asyncio.gather(*map(ask, nodes)), strict=True))
 
 
+class Faults(msgspec.Struct, frozen=True):
+    """The faults that a replay goes through."""
+
+    plan: FaultPlan
+    processes: Mapping[str, Victim]
+    """The processes of the plan's nodes."""
+
+
 async def replay_day(
     url: str,
     namespace: str,
@@ -222,6 +247,7 @@ async def replay_day(
     in_flight: int,
     display: Display,
     is_running: Callable[[str], bool],
+    faults: Faults | None = None,
 ) -> ReplayResult:
     """Send a file of flights to a running flight desk and close the day.
 
@@ -234,17 +260,68 @@ async def replay_day(
         in_flight: Most requests without an answer.
         display: What shows the progress.
         is_running: Whether the process of a node lives.
+        faults: What befalls the nodes meanwhile; None for a peaceful day.
 
     Raises:
-        NodeNotReadyError: A node did not begin to answer.
+        NodeNotReadyError: A node, or the replacement of one, did not begin to answer.
         CatgaError: There is no server, or it refuses us.
     """
     bus = Bus("departures-board", url=url, namespace=namespace)
     board = DeparturesBoard(bus, sum(flight.is_late for flight in flights))
+
+    async def wait_ready(node: str) -> None:
+        await ready(bus, [node], is_running)
+
     async with bus:
         await ready(bus, nodes, is_running)
-        replay = Replay(bus, flights, rate=rate, in_flight=in_flight)
-        progress = await replay.run(display)
-        totals = await close_day(bus, progress.done, nodes)
+        chronicle = Chronicle(tell=lambda moment: display.say(str(moment)))
+        replay = Replay(bus, flights, rate=rate, in_flight=in_flight, chronicle=chronicle)
+        record = None
+        if faults is None:
+            progress = await replay.run(display)
+            living = list(nodes)
+        else:
+            injector = FaultInjector(faults.plan, faults.processes, chronicle, wait_ready)
+            async with _watched(bus, {*nodes, *faults.plan.nodes}, chronicle):
+                progress, record = await _replayed(replay, injector, display)
+            living = [node for node in (*nodes, faults.plan.replacement) if is_running(node)]
+        totals = await close_day(bus, progress.done, living)
         await board.wait_complete(SETTLE_TIMEOUT)
-        return ReplayResult(progress=progress, failures=replay.failures, announcements=board.flights, totals=totals)
+    return ReplayResult(
+        progress=progress,
+        failures=replay.failures,
+        announcements=board.flights,
+        totals=dict.fromkeys(nodes) | totals,
+        times=replay.times,
+        faults=record,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _watched(bus: Bus, nodes: Collection[str], chronicle: Chronicle) -> AsyncIterator[None]:
+    """Write down how the bus sees the nodes, for as long as the block lasts."""
+
+    async def watch() -> None:
+        async for node, status in watch_statuses(bus):
+            if node in nodes:
+                chronicle.see(node, status)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+    if not watching.cancelled():
+        watching.result()
+
+
+async def _replayed(replay: Replay, injector: FaultInjector, display: Display) -> tuple[Progress, FaultRecord]:
+    """Send everything, and make the faults happen meanwhile."""
+    injecting = asyncio.create_task(injector.run(lambda: replay.part))
+    try:
+        progress = await replay.run(display)
+        return progress, await injecting
+    finally:
+        injecting.cancel()
+        await asyncio.wait([injecting])

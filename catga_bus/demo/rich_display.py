@@ -1,5 +1,6 @@
 """The progress of the replay as a picture that moves; the only file of the demo that needs rich."""
 
+from collections import deque
 from types import TracebackType
 from typing import TextIO
 
@@ -8,15 +9,27 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from catga_bus.demo.display import milliseconds
-from catga_bus.demo.progress import Progress
+from catga_bus.demo.faults import What
+from catga_bus.demo.progress import Progress, answer_rates
 
 _SHARE_WIDTH = 30
+_RATE_SECONDS = 0.5  # answers per second are those of this last stretch: long enough to be steady to the eye
+_STYLES = {
+    What.KILLED: "red",
+    What.FROZEN: "blue",
+    What.THAWED: "green",
+    What.STARTED: "yellow",
+    What.READY: "green",
+}
 
 
 class RichDisplay:
-    """Shows a progress bar, the figures so far and the share of each node, redrawn in place.
+    """Shows a progress bar, the figures so far, and of each node its share, its rate and what befell it.
+
+    It is redrawn in place.
 
     Args:
         stream: A terminal.
@@ -35,6 +48,7 @@ class RichDisplay:
         # Redrawn by `update` alone: a thread of rich's own would draw while the event loop is at
         # work.
         self._live = Live(self._bar, console=Console(file=stream), auto_refresh=False)
+        self._recent: deque[Progress] = deque()
 
     def __enter__(self) -> "RichDisplay":
         self._live.start()
@@ -55,7 +69,11 @@ class RichDisplay:
     def update(self, progress: Progress) -> None:
         """Draw the picture again."""
         self._bar.update(self._task, total=progress.total, completed=progress.done)
-        self._live.update(Group(self._bar, _figures(progress), _shares(progress)), refresh=True)
+        self._recent.append(progress)
+        while progress.seconds - self._recent[0].seconds > _RATE_SECONDS:
+            self._recent.popleft()
+        rates = answer_rates(self._recent[0], progress)
+        self._live.update(Group(self._bar, _figures(progress), _nodes(progress, rates)), refresh=True)
 
 
 def _figures(progress: Progress) -> Table:
@@ -70,8 +88,22 @@ def _figures(progress: Progress) -> Table:
     return table
 
 
-def _shares(progress: Progress) -> Table:
+def _nodes(progress: Progress, rates: dict[str, float]) -> Table:
     table = Table.grid(padding=(0, 1))
-    for node, share in progress.shares.items():
-        table.add_row(node, "█" * round(share * _SHARE_WIDTH), f"{share:.0%}")
+    shares, states = progress.shares, progress.states
+    for node in progress.nodes:
+        style = _style(node, progress)
+        table.add_row(
+            Text(node, style=style),
+            Text("█" * round(shares[node] * _SHARE_WIDTH), style=style),
+            f"{shares[node]:.0%}",
+            f"{rates.get(node, 0.0):,.0f}/s",
+            Text(states[node], style=style),
+        )
     return table
+
+
+def _style(node: str, progress: Progress) -> str:
+    """Return the colour of what was done to a node last."""
+    done = [_STYLES[moment.what] for moment in progress.moments if moment.node == node and moment.what in _STYLES]
+    return done[-1] if done else ""

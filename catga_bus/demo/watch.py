@@ -1,0 +1,15 @@
+"""How the replay's own bus sees the nodes: the only file of the demo that asks the directory."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from catga_bus.bus import Bus
+
+
+async def watch_statuses(bus: Bus) -> AsyncIterator[tuple[str, str]]:
+    """Yield the id and the status of each node that changes, for as long as the bus is started."""
+    watch_nodes: Any = getattr(bus, "watch_nodes", None)
+    if watch_nodes is None:
+        return
+    async for change in watch_nodes():
+        yield change.node.id, change.node.status
