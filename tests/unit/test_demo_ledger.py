@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,11 @@ def test_a_writer_that_is_killed_leaves_whole_lines(tmp_path):
         "[log.append(Execution(f'id-{n}', 'desk', n, n, n)) for n in itertools.count()]"
     )
     writer = subprocess.Popen([sys.executable, "-c", program, str(path)])
+    deadline = time.monotonic() + 60
     try:
         while not (path.exists() and path.stat().st_size > 100 * LINE_BYTES):
             assert writer.poll() is None
+            assert time.monotonic() < deadline
     finally:
         writer.kill()
         writer.wait(60)
