@@ -1,5 +1,6 @@
 """The whole flight desk inside one process, over the memory broker."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from catga_bus.bus import Bus
-from catga_bus.demo import replay
+from catga_bus.demo import faults, replay
 from catga_bus.demo.data import SHIPPED, Flight, read_flights
 from catga_bus.demo.display import Display, SilentDisplay
+from catga_bus.demo.faults import plan_faults
 from catga_bus.demo.ledger import ExecutionLog, read_executions
 from catga_bus.demo.messages import Closing, RecordFlight
 from catga_bus.demo.node import SERVICE, FlightDesk, open_desk
 from catga_bus.demo.progress import Progress, ReplayResult
-from catga_bus.demo.replay import NodeNotReadyError, replay_day
+from catga_bus.demo.replay import Faults, NodeNotReadyError, replay_day
 from catga_bus.demo.report import make_report
 from catga_bus.result import Err
 
@@ -128,3 +130,69 @@ async def test_a_node_that_has_ended_is_named_at_once(url, path, flights):
     async with desks(url, path, NODES[:1]):
         with pytest.raises(NodeNotReadyError, match="flight-desk-2 ended before it was ready"):
             await replayed(url, flights, living=False)
+
+
+class Willing:
+    """A process that does nothing but tell the watch what a bus would see."""
+
+    def __init__(self, node: str, seen: asyncio.Queue[tuple[str, str]]) -> None:
+        self.exit_code: int | None = None
+        self.is_stopped = False
+        self._node = node
+        self._seen = seen
+
+    def start(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.exit_code = -9
+        self._seen.put_nowait((self._node, "faulted"))
+
+    def freeze(self) -> None:
+        self.is_stopped = True
+        self._seen.put_nowait((self._node, "suspect"))
+
+    def thaw(self) -> None:
+        self.is_stopped = False
+        self._seen.put_nowait((self._node, "online"))
+        self._seen.put_nowait(("somebody-else", "faulted"))
+
+
+async def test_faults_befall_the_nodes_while_the_replay_runs(url, path, flights, monkeypatch):
+    monkeypatch.setattr(faults, "REPLACE_AFTER", 0.02)
+    monkeypatch.setattr(faults, "FREEZE_SECONDS", 0.05)
+    seen: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+    async def watch(_: Bus) -> AsyncIterator[tuple[str, str]]:
+        while True:
+            yield await seen.get()
+
+    monkeypatch.setattr(replay, "watch_statuses", watch)
+    replacement = f"{SERVICE}-3"
+    processes = {node: Willing(node, seen) for node in (*NODES, replacement)}
+    said: list[str] = []
+
+    class Listening(SilentDisplay):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    async with desks(url, path, [*NODES, replacement]):
+        result = await replay_day(
+            url,
+            "catga",
+            flights,
+            NODES,
+            rate=1_000,
+            in_flight=32,
+            display=Listening(),
+            is_running=lambda node: processes[node].exit_code is None,
+            faults=Faults(plan_faults(NODES, replacement), processes),
+        )
+    report = make_report(result, read_executions(path), flights)
+    assert report.problems == []
+    assert [fault.node for fault in report.faults] == ["flight-desk-2", "flight-desk-1"]
+    assert report.faults[0].at < report.faults[1].at < report.seconds
+    assert result.totals["flight-desk-2"] is None  # it was killed, as far as anybody knows
+    assert result.totals[replacement] is not None
+    assert len(said) == len(result.faults.moments) >= 7
+    assert not any("somebody-else" in text for text in said)
