@@ -15,7 +15,7 @@ from catga_bus.demo.display import milliseconds
 from catga_bus.demo.faults import What
 from catga_bus.demo.progress import Progress, answer_rates
 
-_SHARE_WIDTH = 30
+_BAR_WIDTH = 30
 _RATE_SECONDS = 0.5  # answers per second are those of this last stretch: long enough to be steady to the eye
 _STYLES = {
     What.KILLED: "red",
@@ -27,9 +27,11 @@ _STYLES = {
 
 
 class RichDisplay:
-    """Shows a progress bar, the figures so far, and of each node its share, its rate and what befell it.
+    """Shows a progress bar, the figures so far, and how each node fares.
 
-    It is redrawn in place.
+    A node's bar and rate are those of the last half second, its percentage is its part of all answers.
+
+    All is redrawn in place.
 
     Args:
         stream: A terminal.
@@ -64,7 +66,8 @@ class RichDisplay:
 
     def say(self, text: str) -> None:
         """Write one line above the picture."""
-        self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # Not as a string without markup: that option would hold for the picture below it, too.
+        self._live.console.print(Text(text), soft_wrap=True)
 
     def update(self, progress: Progress) -> None:
         """Draw the picture again."""
@@ -89,15 +92,20 @@ def _figures(progress: Progress) -> Table:
 
 
 def _nodes(progress: Progress, rates: dict[str, float]) -> Table:
-    table = Table.grid(padding=(0, 1))
-    shares, states = progress.shares, progress.states
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(width=_BAR_WIDTH)
+    table.add_column(justify="right", width=len("10,000/s"))
+    table.add_column(justify="right", width=len("100%"))
+    shares, states, total = progress.shares, progress.states, sum(rates.values())
     for node in progress.nodes:
         style = _style(node, progress)
+        bar = rates[node] / total if total else 0.0
         table.add_row(
             Text(node, style=style),
-            Text("█" * round(shares[node] * _SHARE_WIDTH), style=style),
+            Text("█" * round(bar * _BAR_WIDTH), style=style),
+            f"{rates[node]:,.0f}/s",
             f"{shares[node]:.0%}",
-            f"{rates.get(node, 0.0):,.0f}/s",
             Text(states[node], style=style),
         )
     return table

@@ -92,6 +92,15 @@ def test_a_terminal_gets_a_picture_with_all_figures():
         assert part in stream.getvalue()
 
 
+def test_a_line_that_is_said_above_the_picture_leaves_it_as_it_is():
+    stream = Terminal()
+    with display_for(stream) as display:
+        display.update(PROGRESS)
+        display.say("[bold]three nodes[/]")
+    assert "[bold]three nodes[/]" in stream.getvalue()
+    assert stream.getvalue().count("[bold]") == 1
+
+
 def test_a_terminal_without_rich_gets_lines(monkeypatch):
     monkeypatch.delitem(sys.modules, "catga_bus.demo.rich_display", raising=False)
     monkeypatch.setitem(sys.modules, "rich.console", None)
