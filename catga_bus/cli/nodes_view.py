@@ -1,0 +1,155 @@
+"""What `catga nodes` shows: one row for each node, as a table, as JSON, and as lines of text. Pure."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+
+class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as it is seen from here; the fields are those of `--json`."""
+
+    status: str
+    service: str
+    node: str
+    incarnation: int
+    is_ready: bool
+    version: str
+    zone: str | None
+    in_flight: int
+    """Messages whose handlers run."""
+
+    intake: int
+    """Messages that were taken in and are not settled, the ones in flight included."""
+
+    cpu: float
+    """Share of one core, 0 to 1 for each that is busy."""
+
+    memory_bytes: int
+    stall: float
+    """Seconds that its event loop has been blocked or late; 0 when it runs as it should."""
+
+    beat_age: float
+    """Seconds since its last heartbeat."""
+
+    requests_per_second: float | None
+    """Between its last two heartbeats; None until there have been two."""
+
+    breakers: tuple[str, ...]
+    """Circuit breakers that are not closed: those of the node, and those from here to it."""
+
+
+class Rates:
+    """Requests per second of each node, from a count that its heartbeats carry."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, int, float]] = {}
+        self._rates: dict[str, float] = {}
+
+    def observe(self, node: str, incarnation: int, handled: int, beat_at: float) -> float | None:
+        """Take what one heartbeat said, and return the requests per second since the one before it.
+
+        Args:
+            node: Id of the node.
+            incarnation: Its life; a new one begins to count anew.
+            handled: Requests that it had handled by then.
+            beat_at: When the heartbeat came, in seconds of any clock. The same heartbeat may be given
+                again: its rate stays.
+
+        Returns:
+            None until two heartbeats of one life have been seen.
+        """
+        before = self._seen.get(node)
+        if before is None or before[0] != incarnation:
+            self._rates.pop(node, None)
+            self._seen[node] = (incarnation, handled, beat_at)
+        elif beat_at - before[2] > _SAME_BEAT:
+            self._rates[node] = max(0, handled - before[1]) / (beat_at - before[2])
+            self._seen[node] = (incarnation, handled, beat_at)
+        return self._rates.get(node)
+
+    def keep(self, nodes: Iterable[str]) -> None:
+        """Forget all nodes but these."""
+        for gone in self._seen.keys() - set(nodes):
+            del self._seen[gone]
+            self._rates.pop(gone, None)
+
+
+_SAME_BEAT = 0.01  # an age that was rounded or measured twice moves the instant of a beat by less than this
+
+_STYLES = {"online": "green", "suspect": "yellow", "draining": "cyan", "faulted": "bold red", "left": "dim"}
+_NUMBERS = ("load", "CPU", "memory", "stall", "last beat", "requests/s")
+_COLUMNS = (
+    "status", "service", "node", "load", "CPU", "memory", "stall", "version", "zone", "last beat", "breaker",
+    "requests/s",
+)  # fmt: skip
+
+
+def nodes_table(rows: Sequence[NodeRow]) -> Table:
+    """Return the table of all nodes, sorted by service and id."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=column != "breaker")
+    for row in ordered(rows):
+        table.add_row(*_cells(row))
+    return table
+
+
+def ordered(rows: Iterable[NodeRow]) -> list[NodeRow]:
+    """Return the rows sorted by service and id."""
+    return sorted(rows, key=lambda row: (row.service, row.node))
+
+
+def _cells(row: NodeRow) -> list[Text]:
+    # An online node that is not ready gets no calls: that is the more important thing to know.
+    status = row.status if row.is_ready or row.status != "online" else "not ready"
+    texts = [
+        row.service,
+        row.node,
+        f"{row.in_flight:,}/{row.intake:,}",
+        f"{row.cpu:.0%}",
+        f"{row.memory_bytes / 1e6:,.0f} MB",
+        f"{row.stall:.2f} s" if row.stall else "-",
+        row.version,
+        row.zone or "-",
+        f"{row.beat_age:.1f} s",
+        f"open: {', '.join(row.breakers)}" if row.breakers else "closed",
+        "-" if row.requests_per_second is None else f"{row.requests_per_second:,.0f}",
+    ]
+    return [Text(status, style=_STYLES.get(status, "yellow")), *(Text(visible(text)) for text in texts)]
+
+
+def visible(text: str) -> str:
+    """Return a text without what could move the cursor of a terminal: any node may call itself anything."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
+def change_text(kind: str, row: NodeRow | None) -> str:
+    """Return a change as one line.
+
+    Args:
+        kind: What happened.
+        row: The node that it happened to; None if changes were missed.
+    """
+    if row is None:
+        return f"{kind}: changes came faster than they were read"
+    return visible(f"{kind:<10}{row.status:<10}{row.service}  {row.node}")
+
+
+def change_object(kind: str, row: NodeRow | None) -> dict[str, Any]:
+    """Return a change as the object that `--json --watch` prints."""
+    return {"kind": kind, "node": msgspec.to_builtins(row)}
+
+
+def nodes_object(rows: Sequence[NodeRow]) -> dict[str, Any]:
+    """Return all nodes as the object that `--json` prints."""
+    return {"nodes": msgspec.to_builtins(ordered(rows))}
+
+
+def nothing_text(namespace: str, service: str | None, status: str | None) -> str:
+    """Return what is said when there are no nodes to show."""
+    what = f"{status} nodes" if status else "nodes"
+    where = f"of service {service} in namespace {namespace}" if service else f"in namespace {namespace}"
+    return f"no {what} {where}; a node is a bus with handlers, as `catga run` starts one"
