@@ -24,13 +24,13 @@ from typing import TextIO
 import msgspec
 
 from catga_bus.demo.data import SHIPPED, Flight, FlightDataError, read_flights
+from catga_bus.demo.day import Faults, NodeNotReadyError, replay_day
 from catga_bus.demo.display import Display, SilentDisplay, display_for
 from catga_bus.demo.faults import plan_faults
 from catga_bus.demo.ledger import LedgerError, read_executions
 from catga_bus.demo.node import SERVICE, command
 from catga_bus.demo.processes import NodeProcess, running
 from catga_bus.demo.progress import ReplayResult
-from catga_bus.demo.replay import Faults, NodeNotReadyError, replay_day
 from catga_bus.demo.report import json_of, make_report, text_of
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import CallError, CatgaError

@@ -29,6 +29,9 @@ class FaultReport(msgspec.Struct, frozen=True, kw_only=True):
     faulted_after: float | None
     """Until it saw the node as faulted or left; None if it never did."""
 
+    unanimous_after: float | None
+    """Until every node that lived saw it so, exact to the interval at which they were asked; None if they never did."""
+
     failover: float | None
     """What the slowest call took longer than the median of all calls; None if no call was answered meanwhile.
 
@@ -88,6 +91,7 @@ def _fault(
         mended_after=mended_after,
         noticed_after=after(node, *NOTICED),
         faulted_after=after(node, *GONE),
+        unanimous_after=after(node, What.UNANIMOUS),
         failover=None if calls.slowest is None else max(0.0, calls.slowest - median),
         longest_gap=calls.longest_gap,
     )

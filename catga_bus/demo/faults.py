@@ -39,12 +39,16 @@ class What(StrEnum):
     DRAINING = "draining"
     LEFT = "left"
 
+    # What all nodes that live say of it.
+    UNANIMOUS = "gone in every view"
+
     @property
     def is_seen(self) -> bool:
-        """Whether this is the view of a bus; else it was done to the node's process."""
+        """Whether this is how the replay's own bus sees the node."""
         return self in _SEEN
 
 
+_DONE = frozenset({What.KILLED, What.STARTED, What.READY, What.FROZEN, What.THAWED})
 _SEEN = frozenset({What.ONLINE, What.SUSPECT, What.FAULTED, What.DRAINING, What.LEFT})
 
 NOTICED = frozenset({What.SUSPECT, What.FAULTED, What.LEFT})
@@ -73,6 +77,7 @@ _SENTENCES = {
     What.READY: "answers",
     What.FROZEN: "is frozen (SIGSTOP)",
     What.THAWED: "is thawed (SIGCONT)",
+    What.UNANIMOUS: "is gone in every live view",
 }
 
 
@@ -140,7 +145,7 @@ def first(moments: Sequence[Moment], node: str, *what: What, since: float = 0.0)
 def state_of(node: str, moments: Sequence[Moment]) -> str:
     """Return what there is to say of a node now: what was done to it last, and how it is seen; "" if nothing."""
     own = [moment for moment in moments if moment.node == node]
-    done = [f"{one.what} at {one.at:.1f} s" for one in own if not one.what.is_seen]
+    done = [f"{one.what} at {one.at:.1f} s" for one in own if one.what in _DONE]
     seen = [f"seen as {one.what}" for one in own if one.what.is_seen]
     return ", ".join([*done[-1:], *seen[-1:]])
 

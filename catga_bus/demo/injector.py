@@ -1,7 +1,7 @@
 """What makes the faults happen: carries out the plan on real processes while the replay runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Protocol
 
 from catga_bus.demo.faults import Act, Chronicle, FaultPlan, FaultRecord, What
@@ -41,6 +41,7 @@ class FaultInjector:
         processes: The processes of the plan's nodes, by id.
         chronicle: Where the moments are written.
         wait_ready: Returns when a node answers; raises if it does not.
+        wait_gone: Returns when every node that lives sees a node as gone, and whether they did so in time.
     """
 
     def __init__(
@@ -49,13 +50,15 @@ class FaultInjector:
         processes: Mapping[str, Victim],
         chronicle: Chronicle,
         wait_ready: Callable[[str], Awaitable[None]],
+        wait_gone: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._plan = plan
         self._processes = processes
         self._chronicle = chronicle
         self._wait_ready = wait_ready
+        self._wait_gone = wait_gone
         self._was_stopped = False
-        self._replacing: asyncio.Task[None] | None = None
+        self._waiting: list[asyncio.Task[None]] = []
 
     async def run(self, part: Callable[[], float]) -> FaultRecord:
         """Do what the plan says until the replay is over and every fault has been mended.
@@ -71,10 +74,11 @@ class FaultInjector:
                 for act in self._plan.due(part(), self._chronicle.now(), self._chronicle.moments):
                     self._do(act)
                 await asyncio.sleep(_POLL)
-            if self._replacing is not None:
-                await self._replacing
+            await asyncio.gather(*self._waiting)
         finally:
-            await self._stop_replacing()
+            for task in self._waiting:
+                task.cancel()
+            await asyncio.gather(*self._waiting, return_exceptions=True)
         return FaultRecord(
             plan=self._plan,
             moments=self._chronicle.moments,
@@ -89,16 +93,21 @@ class FaultInjector:
             case Act.KILL:
                 self._processes[self._plan.killed].kill()
                 self._chronicle.add(self._plan.killed, What.KILLED, at)
+                self._wait(self._spread(self._plan.killed))
             case Act.FREEZE:
                 self._processes[self._plan.frozen].freeze()
                 self._chronicle.add(self._plan.frozen, What.FROZEN, at)
+                self._wait(self._spread(self._plan.frozen))
             case Act.THAW:
                 self._was_stopped = self._processes[self._plan.frozen].is_stopped
                 self._processes[self._plan.frozen].thaw()
                 self._chronicle.add(self._plan.frozen, What.THAWED, at)
             case Act.REPLACE:
                 self._chronicle.add(self._plan.replacement, What.STARTED, at)
-                self._replacing = asyncio.create_task(self._replace(self._plan.replacement))
+                self._wait(self._replace(self._plan.replacement))
+
+    def _wait(self, work: Coroutine[None, None, None]) -> None:
+        self._waiting.append(asyncio.create_task(work))
 
     async def _replace(self, node: str) -> None:
         # In a thread: to start a process takes milliseconds, which would be counted as the bus's.
@@ -106,7 +115,6 @@ class FaultInjector:
         await self._wait_ready(node)
         self._chronicle.add(node, What.READY)
 
-    async def _stop_replacing(self) -> None:
-        if self._replacing is not None:
-            self._replacing.cancel()
-            await asyncio.wait([self._replacing])
+    async def _spread(self, node: str) -> None:
+        if await self._wait_gone(node):
+            self._chronicle.add(node, What.UNANIMOUS)

@@ -213,7 +213,16 @@ def _remembered(node: NodeReport) -> str:
 def _fault_lines(report: Report) -> Iterator[str]:
     if not report.faults:
         return
-    header = ["fault", "at", "mended after", "noticed after", "faulted after", "failover", "longest gap"]
+    header = [
+        "fault",
+        "at",
+        "mended after",
+        "noticed after",
+        "faulted after",
+        "in all views",
+        "failover",
+        "longest gap",
+    ]
     yield from _table(header, [_fault_row(fault) for fault in report.faults])
     if (replacement := report.replacement) is not None:
         yield f"{replacement.node} took the place of the killed node, ready after {seconds(replacement.ready_after)}"
@@ -221,7 +230,8 @@ def _fault_lines(report: Report) -> Iterator[str]:
 
 
 def _fault_row(fault: FaultReport) -> list[str]:
-    times = (fault.at, fault.mended_after, fault.noticed_after, fault.faulted_after, fault.failover, fault.longest_gap)
+    views = (fault.noticed_after, fault.faulted_after, fault.unanimous_after)
+    times = (fault.at, fault.mended_after, *views, fault.failover, fault.longest_gap)
     return [f"{fault.node} {fault.kind}", *map(seconds, times)]
 
 

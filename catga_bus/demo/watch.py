@@ -1,9 +1,15 @@
-"""How the replay's own bus sees the nodes: the only file of the demo that asks the directory."""
+"""How a bus sees the nodes: the only file of the demo that asks the directory."""
 
 from collections.abc import AsyncIterator
 from typing import Any
 
 from catga_bus.bus import Bus
+
+
+def statuses(bus: Bus, service: str) -> dict[str, str]:
+    """Return the status of each node of a service, by id."""
+    nodes: Any = getattr(bus, "nodes", None)
+    return {} if nodes is None else {node.id: str(node.status) for node in nodes(service)}
 
 
 async def watch_statuses(bus: Bus) -> AsyncIterator[tuple[str, str]]:

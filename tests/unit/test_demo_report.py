@@ -151,6 +151,7 @@ FAULTS = FaultRecord(
     moments=(
         Moment(0.2, "desk-2", What.KILLED),
         Moment(0.25, "desk-2", What.FAULTED),
+        Moment(0.26, "desk-2", What.UNANIMOUS),
         Moment(0.3, "desk-4", What.STARTED),
         Moment(0.4, "desk-4", What.READY),
         Moment(0.45, "desk-3", What.FROZEN),
@@ -178,9 +179,9 @@ def test_a_run_with_faults_tells_what_they_cost_and_is_a_success(flights):
         "desk-3       500  33.3%     500         500",
         "desk-4         0   0.0%       0           0",
         "",
-        "fault              at  mended after  noticed after  faulted after  failover  longest gap",
-        "desk-2 killed  0.20 s        0.20 s         0.05 s         0.05 s    0.00 s       0.00 s",
-        "desk-3 frozen  0.45 s        0.25 s         0.05 s              -    0.00 s       0.00 s",
+        "fault              at  mended after  noticed after  faulted after  in all views  failover  longest gap",
+        "desk-2 killed  0.20 s        0.20 s         0.05 s         0.05 s        0.06 s    0.00 s       0.00 s",
+        "desk-3 frozen  0.45 s        0.25 s         0.05 s              -             -    0.00 s       0.00 s",
         "desk-4 took the place of the killed node, ready after 0.10 s",
         "",
     ]
@@ -191,7 +192,7 @@ def test_a_run_with_faults_tells_what_they_cost_and_is_a_success(flights):
 
 def test_a_fault_that_nobody_noticed_is_a_problem(flights):
     executions = executed(flights)
-    unnoticed = msgspec.structs.replace(FAULTS, moments=FAULTS.moments[:1] + FAULTS.moments[2:])
+    unnoticed = msgspec.structs.replace(FAULTS, moments=FAULTS.moments[:1] + FAULTS.moments[3:])
     report = make_report(result_of(executions, faults=unnoticed), executions, flights)
     assert report.equal
     assert report.problems == ["nobody noticed that node desk-2 was killed"]
