@@ -125,8 +125,9 @@ def nodes(
     """Show every node of the namespace as its heartbeats describe it.
 
     Load is messages in flight and messages taken in; stall is how long the event loop has been blocked;
-    requests per second are counted between the last two heartbeats; breakers are those that are open in
-    the node, and those that keep calls from here from it.
+    beat is the age of the last heartbeat; requests per second are counted between the last two. Open
+    breakers are those of the node, and those that keep calls from here from it. A narrow terminal gets
+    fewer columns, --json has everything.
     """
     bus = Bus(_SERVICE, url=url, namespace=namespace, connect_timeout=CONNECT_TIMEOUT)
     look = _show_changes if watch else _show_once
@@ -151,7 +152,8 @@ async def _show_once(view: NodesView, namespace: str, *, as_json: bool) -> None:
     if as_json:
         print_json(nodes_object(rows))
     elif rows:
-        _console().print(nodes_table(rows))
+        console = _console()
+        console.print(nodes_table(rows, console.width))
     else:
         click.echo(nothing_text(namespace, view.service, view.status))
 
@@ -184,7 +186,11 @@ async def _show_live(view: NodesView, namespace: str) -> None:
     with Live(console=_console(), auto_refresh=False) as live:
         while True:
             rows = view.rows()
-            shown = nodes_table(rows) if rows else Text(nothing_text(namespace, view.service, view.status))
+            shown = (
+                nodes_table(rows, live.console.width)
+                if rows
+                else Text(nothing_text(namespace, view.service, view.status))
+            )
             live.update(shown, refresh=True)
             await asyncio.sleep(_REDRAW)
 

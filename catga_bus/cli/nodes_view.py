@@ -80,21 +80,38 @@ class Rates:
 _SAME_BEAT = 0.01  # an age that was rounded or measured twice moves the instant of a beat by less than this
 
 _STYLES = {"online": "green", "suspect": "yellow", "draining": "cyan", "faulted": "bold red", "left": "dim"}
-_NUMBERS = ("load", "CPU", "memory", "stall", "last beat", "requests/s")
-_COLUMNS = (
-    "status", "service", "node", "load", "CPU", "memory", "stall", "version", "zone", "last beat", "breaker",
-    "requests/s",
-)  # fmt: skip
+_NUMBERS = frozenset({"load", "CPU", "memory", "stall", "beat", "requests/s"})
+_LEFT_OUT = ("memory", "CPU", "version", "zone", "service", "stall", "load")
+# In this order, where a terminal is too narrow: what says least about whether a node is well goes first.
 
 
-def nodes_table(rows: Sequence[NodeRow]) -> Table:
-    """Return the table of all nodes, sorted by service and id."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=column != "breaker")
-    for row in ordered(rows):
-        table.add_row(*_cells(row))
+def nodes_table(rows: Sequence[NodeRow], width: int) -> Table:
+    """Return the table of all nodes, sorted by service and id.
+
+    Args:
+        rows: The nodes.
+        width: Columns of the terminal; what does not fit is left out by whole columns.
+    """
+    lines = [_cells(row) for row in ordered(rows)]
+    columns = _fitting(lines, width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*(line[column] for column in columns))
     return table
+
+
+_GAP = 2  # spaces between two columns
+
+
+def _fitting(lines: Sequence[dict[str, Text]], width: int) -> list[str]:
+    widths = {column: max(len(column), *(line[column].cell_len for line in lines)) for line in lines for column in line}
+    for column in _LEFT_OUT:
+        if sum(widths.values()) + _GAP * (len(widths) - 1) <= width:
+            break
+        widths.pop(column, None)
+    return list(widths)
 
 
 def ordered(rows: Iterable[NodeRow]) -> list[NodeRow]:
@@ -102,23 +119,25 @@ def ordered(rows: Iterable[NodeRow]) -> list[NodeRow]:
     return sorted(rows, key=lambda row: (row.service, row.node))
 
 
-def _cells(row: NodeRow) -> list[Text]:
+def _cells(row: NodeRow) -> dict[str, Text]:
+    """Return what each column says of a node."""
     # An online node that is not ready gets no calls: that is the more important thing to know.
     status = row.status if row.is_ready or row.status != "online" else "not ready"
-    texts = [
-        row.service,
-        row.node,
-        f"{row.in_flight:,}/{row.intake:,}",
-        f"{row.cpu:.0%}",
-        f"{row.memory_bytes / 1e6:,.0f} MB",
-        f"{row.stall:.2f} s" if row.stall else "-",
-        row.version,
-        row.zone or "-",
-        f"{row.beat_age:.1f} s",
-        f"open: {', '.join(row.breakers)}" if row.breakers else "closed",
-        "-" if row.requests_per_second is None else f"{row.requests_per_second:,.0f}",
-    ]
-    return [Text(status, style=_STYLES.get(status, "yellow")), *(Text(visible(text)) for text in texts)]
+    texts = {
+        "service": row.service,
+        "node": row.node,
+        "load": f"{row.in_flight:,}/{row.intake:,}",
+        "CPU": f"{row.cpu:.0%}",
+        "memory": f"{row.memory_bytes / 1e6:,.0f} MB",
+        "stall": f"{row.stall:.2f} s" if row.stall else "-",
+        "version": row.version,
+        "zone": row.zone or "-",
+        "beat": f"{row.beat_age:.1f} s",
+        "requests/s": "-" if row.requests_per_second is None else f"{row.requests_per_second:,.0f}",
+        "open breakers": ", ".join(row.breakers) or "-",
+    }
+    shown = {column: Text(visible(text)) for column, text in texts.items()}
+    return {"status": Text(status, style=_STYLES.get(status, "yellow")), **shown}
 
 
 def visible(text: str) -> str:
