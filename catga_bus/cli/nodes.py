@@ -182,16 +182,12 @@ async def _show_changes(view: NodesView, namespace: str, *, as_json: bool) -> No
 
 
 async def _show_live(view: NodesView, namespace: str) -> None:
+    nothing = Text(nothing_text(namespace, view.service, view.status))
     # Redrawn here alone: a thread of rich's own would draw while the event loop is at work.
     with Live(console=_console(), auto_refresh=False) as live:
         while True:
             rows = view.rows()
-            shown = (
-                nodes_table(rows, live.console.width)
-                if rows
-                else Text(nothing_text(namespace, view.service, view.status))
-            )
-            live.update(shown, refresh=True)
+            live.update(nodes_table(rows, live.console.width) if rows else nothing, refresh=True)
             await asyncio.sleep(_REDRAW)
 
 

@@ -89,7 +89,7 @@ def nodes_table(rows: Sequence[NodeRow], width: int) -> Table:
     """Return the table of all nodes, sorted by service and id.
 
     Args:
-        rows: The nodes.
+        rows: The nodes, at least one.
         width: Columns of the terminal; what does not fit is left out by whole columns.
     """
     lines = [_cells(row) for row in ordered(rows)]
@@ -106,7 +106,7 @@ _GAP = 2  # spaces between two columns
 
 
 def _fitting(lines: Sequence[dict[str, Text]], width: int) -> list[str]:
-    widths = {column: max(len(column), *(line[column].cell_len for line in lines)) for line in lines for column in line}
+    widths = {column: max(len(column), *(line[column].cell_len for line in lines)) for column in lines[0]}
     for column in _LEFT_OUT:
         if sum(widths.values()) + _GAP * (len(widths) - 1) <= width:
             break
