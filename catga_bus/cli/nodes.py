@@ -71,15 +71,18 @@ class NodesView:
         rows = [self._row(node, now) for node in everyone]
         return [row for row in rows if self.status in (None, row.status)]
 
-    async def changes(self) -> AsyncIterator[tuple[str, NodeRow | None]]:
-        """Yield what happens to the nodes that are asked for: what, and the node; None if changes were missed."""
+    async def changes(self) -> AsyncIterator[tuple[str, NodeRow | None, int]]:
+        """Yield what happens to the nodes that are asked for: what, the node, and how many changes were missed.
+
+        There is no node only where changes were missed.
+        """
         async for change in self._bus.watch_nodes():
             if change.node is None:
-                yield str(change.kind), None
+                yield str(change.kind), None, change.missed
                 continue
             row = self._row(change.node, self._clock())
             if self.service in (None, row.service) and self.status in (None, row.status):
-                yield str(change.kind), row
+                yield str(change.kind), row, 0
 
     def _row(self, node: Any, now: float) -> NodeRow:
         return NodeRow(
@@ -95,8 +98,8 @@ class NodesView:
             cpu=node.load.cpu,
             memory_bytes=node.load.memory_bytes,
             stall=node.stall,
-            beat_age=node.last_beat,
-            requests_per_second=self._rates.observe(node.id, node.incarnation, node.load.handled, now - node.last_beat),
+            beat_age=max(0.0, now - node.last_beat),
+            requests_per_second=self._rates.observe(node.id, node.incarnation, node.load.handled, node.last_beat),
             breakers=tuple(sorted({*node.breakers, *self._breakers_to(node.id)})),
         )
 
@@ -173,11 +176,11 @@ async def _show_changes(view: NodesView, namespace: str, *, as_json: bool) -> No
     if not as_json and sys.stdout.isatty():
         await _show_live(view, namespace)
         return
-    async for kind, row in view.changes():
+    async for change in view.changes():
         if as_json:
-            print_json(change_object(kind, row))
+            print_json(change_object(*change))
         else:
-            click.echo(change_text(kind, row))
+            click.echo(change_text(*change))
         sys.stdout.flush()
 
 

@@ -14,7 +14,9 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     service: str
     node: str
-    incarnation: int
+    incarnation: tuple[int, int]
+    """Which life of its id this is: a number that grows, and random bits."""
+
     is_ready: bool
     version: str
     zone: str | None
@@ -35,7 +37,7 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since its last heartbeat."""
 
     requests_per_second: float | None
-    """Between its last two heartbeats; None until there have been two."""
+    """Messages that it settled between its last two heartbeats, by the second; None until there have been two."""
 
     breakers: tuple[str, ...]
     """Circuit breakers that are not closed: those of the node, and those from here to it."""
@@ -45,16 +47,16 @@ class Rates:
     """Requests per second of each node, from a count that its heartbeats carry."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, int, float]] = {}
+        self._seen: dict[str, tuple[object, int, float]] = {}
         self._rates: dict[str, float] = {}
 
-    def observe(self, node: str, incarnation: int, handled: int, beat_at: float) -> float | None:
+    def observe(self, node: str, incarnation: object, handled: int, beat_at: float) -> float | None:
         """Take what one heartbeat said, and return the requests per second since the one before it.
 
         Args:
             node: Id of the node.
             incarnation: Its life; a new one begins to count anew.
-            handled: Requests that it had handled by then.
+            handled: Messages that it had settled by then.
             beat_at: When the heartbeat came, in seconds of any clock. The same heartbeat may be given
                 again: its rate stays.
 
@@ -65,7 +67,7 @@ class Rates:
         if before is None or before[0] != incarnation:
             self._rates.pop(node, None)
             self._seen[node] = (incarnation, handled, beat_at)
-        elif beat_at - before[2] > _SAME_BEAT:
+        elif beat_at > before[2]:
             self._rates[node] = max(0, handled - before[1]) / (beat_at - before[2])
             self._seen[node] = (incarnation, handled, beat_at)
         return self._rates.get(node)
@@ -76,8 +78,6 @@ class Rates:
             del self._seen[gone]
             self._rates.pop(gone, None)
 
-
-_SAME_BEAT = 0.01  # an age that was rounded or measured twice moves the instant of a beat by less than this
 
 _STYLES = {"online": "green", "suspect": "yellow", "draining": "cyan", "faulted": "bold red", "left": "dim"}
 _NUMBERS = frozenset({"load", "CPU", "memory", "stall", "beat", "requests/s"})
@@ -145,21 +145,22 @@ def visible(text: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
-def change_text(kind: str, row: NodeRow | None) -> str:
+def change_text(kind: str, row: NodeRow | None, missed: int = 0) -> str:
     """Return a change as one line.
 
     Args:
         kind: What happened.
         row: The node that it happened to; None if changes were missed.
+        missed: How many were.
     """
     if row is None:
-        return f"{kind}: changes came faster than they were read"
+        return f"{kind:<10}{missed:,} changes, which came faster than they were read"
     return visible(f"{kind:<10}{row.status:<10}{row.service}  {row.node}")
 
 
-def change_object(kind: str, row: NodeRow | None) -> dict[str, Any]:
-    """Return a change as the object that `--json --watch` prints."""
-    return {"kind": kind, "node": msgspec.to_builtins(row)}
+def change_object(kind: str, row: NodeRow | None, missed: int = 0) -> dict[str, Any]:
+    """Return a change as the object that `--json --watch` prints; the arguments are those of `change_text`."""
+    return {"kind": kind, "node": msgspec.to_builtins(row), "missed": missed}
 
 
 def nodes_object(rows: Sequence[NodeRow]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def info(**changes: Any) -> SimpleNamespace:
     load = {"in_flight": 1, "intake": 2, "cpu": 0.1, "memory_bytes": 50_000_000, "handled": 100}
     node = {
         "id": "shop-1",
-        "incarnation": 1,
+        "incarnation": (1, 77),
         "service": "shop",
         "version": "1.0.0",
         "status": "online",
@@ -25,7 +25,7 @@ def info(**changes: Any) -> SimpleNamespace:
         "stall": 0.0,
         "is_ready": True,
         "zone": None,
-        "last_beat": 0.1,
+        "last_beat": 1.0,
         "breakers": (),
     }
     return SimpleNamespace(
@@ -120,11 +120,11 @@ def test_watching_without_a_terminal_prints_one_line_for_each_change(run):
 
 
 def test_watching_with_json_prints_one_object_for_each_change(run):
-    bus = SeeingBus([], changes=(change("joined"), SimpleNamespace(kind="missed", node=None)))
+    bus = SeeingBus([], changes=(change("joined"), SimpleNamespace(kind="missed", node=None, missed=3)))
     _, out = run(bus, "--watch", "--json")
     joined, missed = map(json.loads, out.splitlines())
     assert (joined["kind"], joined["node"]["node"]) == ("joined", "shop-1")
-    assert missed == {"kind": "missed", "node": None}
+    assert missed == {"kind": "missed", "node": None, "missed": 3}
 
 
 def test_changes_of_other_nodes_are_not_shown(run):
@@ -134,11 +134,10 @@ def test_changes_of_other_nodes_are_not_shown(run):
 
 
 async def test_the_first_look_waits_for_a_second_heartbeat():
-    clock = iter([1.0, 1.125, 1.25])
-    looks = [[info(last_beat=0.125)], [info(last_beat=0.25)], [info(last_beat=0.125, handled=300)]]
-    (row,) = await settled(NodesView(SeeingBus(*looks), clock=lambda: next(clock)))
+    looks = [[info(last_beat=1.0)], [info(last_beat=1.0)], [info(last_beat=1.25, handled=300)]]
+    (row,) = await settled(NodesView(SeeingBus(*looks), clock=lambda: 1.5))
     assert row.requests_per_second == 200 / 0.25
-    assert row.beat_age == 0.125
+    assert row.beat_age == 0.25
 
 
 async def test_the_first_look_does_not_wait_for_nodes_that_are_not_online():

@@ -21,7 +21,7 @@ ROW = NodeRow(
     status="online",
     service="shop",
     node="shop-1",
-    incarnation=1,
+    incarnation=(1, 77),
     is_ready=True,
     version="1.2.3",
     zone="eu-1",
@@ -129,7 +129,7 @@ def test_the_json_has_every_field():
                 "status": "online",
                 "service": "shop",
                 "node": "shop-1",
-                "incarnation": 1,
+                "incarnation": [1, 77],
                 "is_ready": True,
                 "version": "1.2.3",
                 "zone": "eu-1",
@@ -149,18 +149,22 @@ def test_the_json_has_every_field():
 def test_a_change_is_one_line_and_one_object():
     row = changed(status="faulted")
     assert change_text("faulted", row).split() == ["faulted", "faulted", "shop", "shop-1"]
-    assert change_object("faulted", row) == {"kind": "faulted", "node": nodes_object([row])["nodes"][0]}
+    assert change_object("faulted", row) == {
+        "kind": "faulted",
+        "node": nodes_object([row])["nodes"][0],
+        "missed": 0,
+    }
 
 
 def test_missed_changes_are_told():
-    assert change_text("missed", None).startswith("missed: ")
-    assert change_object("missed", None) == {"kind": "missed", "node": None}
+    assert change_text("missed", None, 1_200).startswith("missed    1,200 changes")
+    assert change_object("missed", None, 3) == {"kind": "missed", "node": None, "missed": 3}
 
 
 def test_a_rate_needs_two_heartbeats_and_stays_until_the_next():
     rates = Rates()
     assert rates.observe("a", 1, 100, 10.0) is None
-    assert rates.observe("a", 1, 100, 10.001) is None  # the same heartbeat, looked at again
+    assert rates.observe("a", 1, 100, 10.0) is None  # the same heartbeat, looked at again
     assert rates.observe("a", 1, 150, 10.25) == 200.0
     assert rates.observe("a", 1, 150, 10.25) == 200.0
     assert rates.observe("a", 1, 150, 10.5) == 0.0
