@@ -24,7 +24,7 @@ from catga_bus.cli.nodes_view import (
     nodes_table,
     nothing_text,
 )
-from catga_bus.cli.options import debug_option, json_option, namespace_option, url_option
+from catga_bus.cli.options import debug_option, json_option, keep_quiet, namespace_option, url_option
 from catga_bus.cli.output import print_json
 from catga_bus.clock import Clock, monotonic
 
@@ -132,6 +132,7 @@ def nodes(
     breakers are those of the node, and those that keep calls from here from it. A narrow terminal gets
     fewer columns, --json has everything.
     """
+    keep_quiet()
     bus = Bus(_SERVICE, url=url, namespace=namespace, connect_timeout=CONNECT_TIMEOUT)
     look = _show_changes if watch else _show_once
     asyncio.run(_look(bus, lambda: look(NodesView(bus, service, status), namespace, as_json=as_json)))

@@ -18,4 +18,5 @@ async def watch_statuses(bus: Bus) -> AsyncIterator[tuple[str, str]]:
     if watch_nodes is None:
         return
     async for change in watch_nodes():
-        yield change.node.id, change.node.status
+        if change.node is not None:  # where changes were missed, the present state follows
+            yield change.node.id, str(change.node.status)
