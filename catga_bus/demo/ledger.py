@@ -13,7 +13,7 @@ looks for those.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -183,3 +183,14 @@ def judge(executions: Iterable[Execution], flights: Sequence[Flight]) -> Verdict
         foreign_rows=sum(row not in known for row in rows),
         per_node=per_node,
     )
+
+
+def ran_twice_on(executions: Iterable[Execution], nodes: Collection[str]) -> int:
+    """Return how many message ids have more than one line, at least one of them by one of these nodes."""
+    runs: Counter[str] = Counter()
+    there: set[str] = set()
+    for execution in executions:
+        runs[execution.message_id] += 1
+        if execution.node in nodes:
+            there.add(execution.message_id)
+    return sum(runs[message_id] > 1 for message_id in there)

@@ -8,7 +8,7 @@ from catga_bus.demo.data import Figures, Flight
 from catga_bus.demo.display import milliseconds, seconds
 from catga_bus.demo.fault_report import FaultReport, Replacement, fault_problems, fault_reports, replacement_of
 from catga_bus.demo.faults import What
-from catga_bus.demo.ledger import Execution, Verdict, judge
+from catga_bus.demo.ledger import Execution, Verdict, judge, ran_twice_on
 from catga_bus.demo.progress import ReplayResult
 
 
@@ -60,6 +60,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ran_twice: int
     """Requests that have more than one line."""
+
+    ran_twice_on_faulted: int
+    """Those of them that have a line by a node that was killed or frozen: the ones that a fault explains."""
 
     late_flights: int
     """Flights of the file that a `FlightDelayed` event should announce."""
@@ -117,6 +120,7 @@ def make_report(result: ReplayResult, executions: Sequence[Execution], flights: 
         file=verdict.expected,
         executions=verdict.counted,
         ran_twice=verdict.ran_twice,
+        ran_twice_on_faulted=ran_twice_on(executions, {fault.node for fault in faults}),
         late_flights=sum(flight.is_late for flight in flights),
         announced=result.announcements,
         problems=list(_problems(verdict, result, nodes)),
@@ -179,13 +183,20 @@ def text_of(report: Report) -> str:
             ],
         ),
         "",
-        f"ran twice: {report.ran_twice:,} requests",
+        _twice(report),
         f"late flights announced: {report.announced:,} of {report.late_flights:,} (at most once)",
         f"closing heard: by {heard} of {living} nodes (at most once)",
         *(f"problem: {problem}" for problem in report.problems),
         f"verdict: {_verdict(report)}",
     ]
     return "\n".join(lines)
+
+
+def _twice(report: Report) -> str:
+    text = f"ran twice: {report.ran_twice:,} requests"
+    if not report.faults:
+        return text
+    return f"{text}, {report.ran_twice_on_faulted:,} of them on a node that was killed or frozen"
 
 
 def _verdict(report: Report) -> str:
