@@ -569,7 +569,8 @@ class Bus(Router):
         if here.outgoing.is_blocked:
             limit = await here.wait_room(limit)
         try:
-            call = here.call(request, here.take_id(), limit, self._trace(here, parent), target)
+            choice = None if where is None else _tolerant(where)
+            call = here.call(request, here.take_id(), limit, self._trace(here, parent), target, choice)
         except CallError as error:
             return _as_err(error)
         try:
@@ -698,6 +699,18 @@ def _pick(directory: Directory, type_name: str, where: Callable[[NodeInfo], bool
         return directory.pick(type_name, (), where)
     except Exception as error:
         raise ConfigurationError(f"where={_name_of(where)} raised {type(error).__name__}: {error}") from error
+
+
+def _tolerant(where: Callable[[NodeInfo], bool]) -> Callable[[NodeInfo], bool]:
+    """Return the same choice for later attempts, which nobody is there to be told of an error of."""
+
+    def fits(info: NodeInfo) -> bool:
+        try:
+            return where(info)
+        except Exception:
+            return False
+
+    return fits
 
 
 def _name_of(where: Callable[[NodeInfo], bool] | None) -> str:
