@@ -5,6 +5,7 @@ The public names, and nothing else.
 
 from catga_bus.blocking import BlockingBus
 from catga_bus.bus import Bus
+from catga_bus.cluster.records import ChangeKind, ClusterStatistics, NodeChange, NodeInfo, NodeLoad, NodeStatus
 from catga_bus.config import BusConfig
 from catga_bus.context import BlockingContext, Context, Outgoing
 from catga_bus.errors import (
@@ -52,7 +53,9 @@ __all__ = [
     "CallError",
     "CallNext",
     "CatgaError",
+    "ChangeKind",
     "CircuitOpenError",
+    "ClusterStatistics",
     "Code",
     "Command",
     "ConfigurationError",
@@ -66,6 +69,10 @@ __all__ = [
     "HandlerError",
     "InvalidMessageError",
     "NoHandlerError",
+    "NodeChange",
+    "NodeInfo",
+    "NodeLoad",
+    "NodeStatus",
     "Ok",
     "Outcome",
     "Outgoing",

@@ -10,7 +10,7 @@ from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.nats_servers import parse_server, redacted
 from catga_bus.transport.validation import checked_subject
-from catga_bus.wire import Names
+from catga_bus.wire import MAX_ID, MAX_METADATA, Names
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -56,6 +56,19 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: float = 25.0
     """How long a leaving node waits for what runs. 0 to 86,400."""
 
+    heartbeat_interval: float = 0.25
+    """How often this node says that it lives; less often while more than 100 nodes do. 0.05 to 60."""
+
+    heartbeat_timeout: float = 1.0
+    """After how much silence a node is taken for dead. At least twice `heartbeat_interval`; 0.1 to 600."""
+
+    stall_timeout: float = 0.5
+    """How late the event loop may be before this node says that it is not ready. 0.05 to 600."""
+
+    disconnect_events: str | None = None
+    """Subject on which the account gets the server's disconnect events, such as `$SYS.ACCOUNT.APP.DISCONNECT` where
+    it imports them: a node that is gone is asked for at once. None where it does not."""
+
     reply_roots: tuple[str, ...] = ("_INBOX",)
     """Roots of inboxes that this node answers to, beside its own `inbox_prefix`. Neither may begin with `$` or lie in
     the namespace: no answer goes there."""
@@ -95,6 +108,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_held_bytes": (65_536, 1_073_741_824),
     "kept_bytes": (0, 1_073_741_824),
     "drain_timeout": (0, 86_400),
+    "heartbeat_interval": (0.05, 60),
+    "heartbeat_timeout": (0.1, 600),
+    "stall_timeout": (0.05, 600),
     "connect_timeout": (0.1, 300),
     "reconnect_delay": (0.01, 60),
     "ping_interval": (0.1, 600),
@@ -121,6 +137,13 @@ def checked_config(config: BusConfig | None, options: dict[str, Any]) -> BusConf
         value = getattr(checked, name)
         if not low <= value <= high:
             raise ConfigurationError(f"{name} must be {low:,} to {high:,}, got {value!r}")
+    if checked.heartbeat_timeout < 2 * checked.heartbeat_interval:
+        raise ConfigurationError(
+            f"heartbeat_timeout must be at least twice heartbeat_interval, which is {checked.heartbeat_interval!r}; "
+            f"got {checked.heartbeat_timeout!r}"
+        )
+    if checked.disconnect_events is not None:
+        checked_subject(checked.disconnect_events, wildcards=True)
     if len(checked.inbox_prefix.encode()) > _MAX_INBOX_PREFIX:
         raise ConfigurationError(
             f"inbox_prefix must be at most {_MAX_INBOX_PREFIX} bytes, got {checked.inbox_prefix!r}"
@@ -194,15 +217,24 @@ def checked_metadata(metadata: object) -> dict[str, str]:
     """Return a copy of the metadata of a node; of None an empty one.
 
     Raises:
-        ConfigurationError: It holds something other than text.
+        ConfigurationError: It holds something other than text, or too much of it.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
         raise ConfigurationError(f"metadata must be a dictionary of text, got {metadata!r}")
+    if len(metadata) > MAX_METADATA:
+        raise ConfigurationError(
+            f"metadata must have at most {MAX_METADATA} entries, got {len(metadata)}: it is in every heartbeat"
+        )
     for key, value in metadata.items():
         if not (_is_text(key) and _is_text(value)):
             raise ConfigurationError(f"metadata must be a dictionary of text, got {value!r} for {key!r}")
+        for text in (key, value):
+            if len(text) > MAX_ID:
+                raise ConfigurationError(
+                    f"keys and values of metadata must be at most {MAX_ID} characters, got {len(text):,} in {key[:40]!r}"
+                )
     return dict(metadata)
 
 
@@ -210,10 +242,12 @@ def check_text(option: str, value: object) -> None:
     """Refuse what is not text.
 
     Raises:
-        ConfigurationError: It is not; the text names the option.
+        ConfigurationError: It is not, or too long; the text names the option.
     """
-    if not _is_text(value):
+    if not isinstance(value, str) or not _is_text(value):
         raise ConfigurationError(f"{option} must be text, got {value!r}")
+    if len(value) > MAX_ID:
+        raise ConfigurationError(f"{option} must be at most {MAX_ID} characters, got {len(value):,}")
 
 
 def _is_text(value: object) -> bool:
