@@ -232,9 +232,8 @@ def checked_metadata(metadata: object) -> dict[str, str]:
             raise ConfigurationError(f"metadata must be a dictionary of text, got {value!r} for {key!r}")
         for text in (key, value):
             if len(text) > MAX_ID:
-                raise ConfigurationError(
-                    f"keys and values of metadata must be at most {MAX_ID} characters, got {len(text):,} in {key[:40]!r}"
-                )
+                shown = f"got {len(text):,} in {key[:40]!r}"
+                raise ConfigurationError(f"keys and values of metadata must be at most {MAX_ID} characters, {shown}")
     return dict(metadata)
 
 

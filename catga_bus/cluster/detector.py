@@ -22,8 +22,8 @@ from catga_bus.cluster.records import ChangeKind, Incarnation, NodeChange, NodeI
 K = TypeVar("K")
 V = TypeVar("V")
 
-MISSED_AFTER = 1.3
-"""Intervals after which a beat counts as missed: the thread that sends it may be a third of an interval late."""
+MISSED_AFTER = 1.25
+"""Intervals after which a beat counts as missed: the thread that sends it may be a quarter of an interval late."""
 
 CONFIRM_AFTER = 0.2
 """Seconds until a second question when the server says that nobody listens: a connection that was lost comes back
@@ -174,7 +174,7 @@ class Detector:
             return self._step()
         peer = self.peers.get(info.id)
         if peer is None or peer.probe != number:
-            self._reject("replayed")
+            self._reject("late")
         elif info.incarnation == peer.info.incarnation:
             peer.probe = 0
             self._alive(peer, now, info, seq)

@@ -137,7 +137,8 @@ class ClusterStatistics(msgspec.Struct, frozen=True):
     """Those that were believed, its own included."""
 
     rejected: dict[str, int]
-    """Those that were not, by reason: malformed, forged, replayed, ancient, rival, full."""
+    """Those that were not, by reason: malformed, forged, replayed, ancient, rival (of the id of this
+    one), late (answers that nobody waits for any more), full (the view)."""
 
     probes: int
     deaths: int
