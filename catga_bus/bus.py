@@ -226,7 +226,8 @@ class Bus(Router):
         await here.start()
         await transport.flush(self.config.connect_timeout)
         # A node that may not answer the discovery of services or hear of other nodes serves all the same.
-        optional = (SERVICE_API, Names(self.config.namespace).heartbeats())
+        names = Names(self.config.namespace)
+        optional = (SERVICE_API, names.heartbeats(), names.node_ping(self.service, self.node_id))
         refused = sorted(name for name in self._connection.denied if not name.startswith(optional))
         if refused:
             raise PermissionDeniedError(
