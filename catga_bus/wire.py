@@ -333,6 +333,18 @@ class Names:
         """The subject on which a node is told of requests that it need not start."""
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.cancel"
 
+    def node_ping(self, service: str, node_id: str) -> str:
+        """Where one named node is asked whether it lives."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.ping"
+
+    def heartbeat(self, node_id: str) -> str:
+        """Where a node says that it lives."""
+        return f"{self.namespace}.nodes.{token(node_id)}"
+
+    def heartbeats(self) -> str:
+        """Where all nodes say that they live."""
+        return f"{self.namespace}.nodes.*"
+
     def roll_call(self) -> str:
         """Where nodes of a `memory://` broker are asked to beat at once; not used on a server."""
         return f"{self.namespace}.nodes"
