@@ -1,7 +1,7 @@
 """What users test their code with: conditions to wait for, brokers to break, carriers to prove.
 
-Importing this needs nothing but the package itself; `TransportContract` needs pytest and is loaded
-when it is first asked for.
+Importing this needs nothing but the package itself; the contracts need pytest and are loaded when they
+are first asked for.
 """
 
 from importlib import import_module
@@ -12,10 +12,12 @@ from catga_bus.testing.waiting import eventually
 from catga_bus.transport.memory_broker import MemoryBroker, broker_of
 
 if TYPE_CHECKING:
+    from catga_bus.testing.discovery_contract import DiscoveryContract
     from catga_bus.testing.transport_contract import TransportContract
 
 __all__ = [
     "Carrier",
+    "DiscoveryContract",
     "MemoryBroker",
     "Received",
     "RecordedEvents",
@@ -28,4 +30,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "TransportContract":
         return import_module("catga_bus.testing.transport_contract").TransportContract
+    if name == "DiscoveryContract":
+        return import_module("catga_bus.testing.discovery_contract").DiscoveryContract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

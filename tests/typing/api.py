@@ -17,11 +17,14 @@ from catga_bus import (
     Bus,
     CallError,
     CallNext,
+    ChangeKind,
     Command,
     Context,
     Depends,
     Err,
     Event,
+    NodeInfo,
+    NodeStatus,
     Ok,
     Outcome,
     Outgoing,
@@ -102,6 +105,23 @@ async def send_infers_the_reply() -> None:
     assert_type(await bus.send(Page[int](3)), Ok[list[int]] | Err)
     assert_type(await bus.send(Debit(account="a", cents=3)), Ok[Receipt] | Err)
     assert_type(await bus.send(Forget("a")), Ok[None] | Err)
+
+
+async def nodes_are_known() -> None:
+    assert_type(bus.node, NodeInfo)
+    assert_type(bus.nodes(), list[NodeInfo])
+    assert_type(bus.nodes("billing", "online")[0].status, NodeStatus)
+    assert_type(bus.nodes(status=NodeStatus.FAULTED)[0].zone, str | None)
+    async for change in bus.watch_nodes(max_pending=10):
+        assert_type(change.kind, ChangeKind)
+        assert_type(change.node, NodeInfo | None)
+        assert_type(change.missed, int)
+    assert_type(bus.statistics().nodes.deaths, int)
+
+
+async def requests_go_where_they_fit() -> None:
+    assert_type(await bus.send(Quote("a"), where=lambda node: node.zone == "eu-1"), Ok[Price] | Err)
+    await bus.send(Quote("a"), where="eu-1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def send_through_variables(request: Request[T], command: Command[T], pick: Callable[[], Request[Price]]) -> T:
@@ -222,6 +242,7 @@ async def debit(command: Debit, ctx: Context, repo: Annotated[Repo, Depends(get_
     await ctx.broadcast(Ticked(1))
     assert_type(await ctx.send(Quote("a"), timeout=1.0), Ok[Price] | Err)
     assert_type(await ctx.send(Forget("a"), node="n"), Ok[None] | Err)
+    assert_type(await ctx.send(Quote("a"), where=lambda node: node.zone == "eu-1"), Ok[Price] | Err)
     assert_type(ctx.remaining, float)
     assert_type(ctx.key, str | None)
     assert_type(ctx.attempt, int)
@@ -339,6 +360,9 @@ def the_blocking_bus_infers_the_same() -> None:
         assert_type(client.send(Prices(1), timeout=1.0, node="n"), Ok[list[Price]] | Err)
         assert_type(client.send(Forget("a")), Ok[None] | Err)
         assert_type(client.send(Quote("a")).unwrap(), Price)
+        assert_type(client.send(Quote("a"), where=lambda node: node.is_ready), Ok[Price] | Err)
+        assert_type(client.node, NodeInfo)
+        assert_type(client.nodes(status="online"), list[NodeInfo])
         client.publish(Ticked(1))
         client.broadcast(Ticked(1))
         client.send(Ticked(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
