@@ -32,7 +32,7 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "network namespaces need root"
     try:
-        with Namespace():
+        with Namespace(MAX_SPACES - 1):
             return None
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
@@ -40,10 +40,15 @@ def why_not() -> str | None:
 
 
 class Namespace:
-    """A network with one cable to this machine. Use it in a `with` statement; calls block for milliseconds."""
+    """A network with one cable to this machine. Use it in a `with` statement; calls block for milliseconds.
 
-    _places = frozenset(range(MAX_SPACES))
-    _taken: set[int] = set()  # noqa: RUF012 - addresses and names of interfaces are the machine's, not an object's
+    Args:
+        place: Which of the networks of this process it is, 0 to 7: no two at a time have the same.
+    """
+
+    def __init__(self, place: int = 0) -> None:
+        assert 0 <= place < MAX_SPACES, place
+        self._place = place
 
     def __enter__(self) -> Self:
         """Make the namespace and the cable.
@@ -51,8 +56,6 @@ class Namespace:
         Raises:
             subprocess.SubprocessError: The kernel refuses; `stderr` says why.
         """
-        self._place = min(self._places - self._taken)
-        self._taken.add(self._place)
         self._holder = subprocess.Popen(
             ["unshare", "--net", "sleep", "infinity"], preexec_fn=dies_with_us(), stderr=subprocess.DEVNULL
         )
@@ -119,7 +122,6 @@ class Namespace:
         subprocess.run(["ip", "link", "delete", self._outer], stderr=subprocess.DEVNULL, check=False)
         self._holder.kill()
         self._holder.wait()
-        self._taken.discard(self._place)
 
 
 def _run(*command: str) -> None:

@@ -6,8 +6,8 @@ lost for good ends in a reset. The faults here are what programs see of the netw
     delay       each chunk arrives that much later; chunks follow each other as before
     bandwidth   bytes pass at that rate
     one-way     one direction stands still, the other flows; when it heals all that was held goes on
-    half-open   both ends stay open and nothing arrives: what is sent disappears; healing resets the connections, because
-                the streams now have holes
+    half-open   both ends stay open and nothing arrives: what is sent disappears; healing resets the connections,
+                because the streams now have holes
     cut         connections are reset and new ones too
 """
 
