@@ -5,6 +5,7 @@ The public names, and nothing else.
 
 from catga_bus.blocking import BlockingBus
 from catga_bus.bus import Bus
+from catga_bus.cluster.records import ChangeKind, ClusterStatistics, NodeChange, NodeInfo, NodeLoad, NodeStatus
 from catga_bus.config import BusConfig
 from catga_bus.context import BlockingContext, Context, Outgoing
 from catga_bus.errors import (
@@ -33,6 +34,9 @@ from catga_bus.handlers.router import Router
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
 from catga_bus.pipeline import CallNext, Result
+from catga_bus.resilience.bulkhead import Bulkhead
+from catga_bus.resilience.circuit_breaker import BreakerOptions
+from catga_bus.resilience.rate_limiter import RateLimiter
 from catga_bus.result import Err, Ok
 from catga_bus.version import __version__
 
@@ -40,6 +44,8 @@ __all__ = [
     "AuthenticationError",
     "BlockingBus",
     "BlockingContext",
+    "BreakerOptions",
+    "Bulkhead",
     "Bus",
     "BusConfig",
     "BusStateError",
@@ -47,7 +53,9 @@ __all__ = [
     "CallError",
     "CallNext",
     "CatgaError",
+    "ChangeKind",
     "CircuitOpenError",
+    "ClusterStatistics",
     "Code",
     "Command",
     "ConfigurationError",
@@ -61,11 +69,16 @@ __all__ = [
     "HandlerError",
     "InvalidMessageError",
     "NoHandlerError",
+    "NodeChange",
+    "NodeInfo",
+    "NodeLoad",
+    "NodeStatus",
     "Ok",
     "Outcome",
     "Outgoing",
     "OverloadedError",
     "PermissionDeniedError",
+    "RateLimiter",
     "Refused",
     "RegistrationError",
     "Request",

@@ -3,12 +3,13 @@
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from catga_bus.bus import Bus
+from catga_bus.cluster.records import NodeInfo, NodeStatus
 from catga_bus.errors import BusStateError
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
@@ -97,10 +98,15 @@ class BlockingBus:
         self.drain()
 
     def send(
-        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+        self,
+        request: Request[R] | Command[R],
+        *,
+        timeout: float | None = None,
+        node: str | None = None,
+        where: Callable[[NodeInfo], bool] | None = None,
     ) -> Ok[R] | Err:
         """Send as `Bus.send` does, and wait for the result."""
-        return self._wait(self.bus.send(request, timeout=timeout, node=node))
+        return self._wait(self.bus.send(request, timeout=timeout, node=node, where=where))
 
     def publish(self, event: Event) -> None:
         """Publish as `Bus.publish` does."""
@@ -117,6 +123,23 @@ class BlockingBus:
             return self.bus.statistics()
 
         return self._wait(snapshot())
+
+    @property
+    def node(self) -> NodeInfo:
+        """This node, as others see it."""
+
+        async def own() -> NodeInfo:
+            return self.bus.node
+
+        return self._wait(own())
+
+    def nodes(self, service: str | None = None, status: NodeStatus | str | None = None) -> list[NodeInfo]:
+        """Return the nodes that are known, as `Bus.nodes` does."""
+
+        async def known() -> list[NodeInfo]:
+            return self.bus.nodes(service, status)
+
+        return self._wait(known())
 
     def _serve(self, ready: threading.Event) -> None:
         with asyncio.Runner() as runner:

@@ -1,15 +1,21 @@
 """Bus: what users hold. It builds the rooms of a node and joins them."""
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from catga_bus.clock import Clock, monotonic
+from catga_bus.cluster.beats import Identity, check_identity
+from catga_bus.cluster.directory import Directory
+from catga_bus.cluster.discovery import NodeDiscovery
+from catga_bus.cluster.records import NodeChange, NodeInfo, NodeStatus
 from catga_bus.config import BusConfig, check_name, check_text, checked_config, checked_metadata, server_urls
 from catga_bus.context import Context, Outgoing
 from catga_bus.embedded import EmbeddedServer
@@ -18,20 +24,19 @@ from catga_bus.errors import (
     CallError,
     Code,
     ConfigurationError,
-    DisconnectedError,
     Outcome,
     PermissionDeniedError,
 )
 from catga_bus.handlers.router import Router
 from catga_bus.ids import new_node_id
-from catga_bus.messages import Command, Event, Request
-from catga_bus.node import BusStatistics, ConnectionEvents, Node, NodeInfo
+from catga_bus.messages import Command, Event, Request, options_of
+from catga_bus.node import BusStatistics, ConnectionEvents, Node
 from catga_bus.pipeline import compose
 from catga_bus.result import Err, Ok
 from catga_bus.signals import Signals
 from catga_bus.transport.base import Transport
 from catga_bus.transport.carriers import make_transport
-from catga_bus.wire import SERVICE_API
+from catga_bus.wire import SERVICE_API, Names
 
 R = TypeVar("R")
 
@@ -74,6 +79,7 @@ class Bus(Router):
         metadata: Whatever else others should know of this node.
         namespace: First token of all subjects.
         config: Options as one value; keywords go over it.
+        discovery: How the node hears of others and is heard of; over the connection when None. For one bus only.
         **options: The fields of `BusConfig`.
 
     Raises:
@@ -92,6 +98,7 @@ class Bus(Router):
         metadata: dict[str, str] | None = None,
         namespace: str | None = None,
         config: BusConfig | None = None,
+        discovery: NodeDiscovery | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -110,11 +117,13 @@ class Bus(Router):
         for name, value in (("zone", zone), ("region", region)):
             if value is not None:
                 check_text(name, value)
-                self._metadata[f"catga.{name}"] = value
+        self._zone, self._region = zone, region
+        self._discovery = discovery
         self._clock: Clock = monotonic
         self._state = _State.NEW
         self._pid = os.getpid()
         self._is_id_drawn = node_id is None
+        self._urls_in_use = self._urls
         self._node: Node | None = None
         self._transport: Transport | None = None
         self._server: EmbeddedServer | None = None
@@ -131,6 +140,11 @@ class Bus(Router):
 
     def __repr__(self) -> str:
         return f"<Bus {self.service} node {self.node_id} {self._state.name.lower()}>"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers, as they were given: with the credentials in them, if there are any."""
+        return self._urls
 
     def override(self, *, url: str | None = None, node_id: str | None = None) -> None:
         """Replace what the program says by what its operator says; before the start only.
@@ -182,7 +196,12 @@ class Bus(Router):
             await self.close()
             raise BusStateError(f"{self!r} was closed while it started; make a new one")
 
+    def _identity(self) -> Identity:
+        types = tuple(entry.type_name for entry in self._collected.registry.requests())
+        return Identity(self.service, self.node_id, self.version, self._metadata, self._zone, self._region, types)
+
     def _check_registrations(self) -> None:
+        check_identity(self._identity())
         for entry in self._collected.registry.commands():
             raise ConfigurationError(
                 f"{entry.handlers[0].name} handles the command {entry.type_name}, and this version stores no commands "
@@ -194,19 +213,27 @@ class Bus(Router):
             self.node_id = new_node_id(self.service)  # its siblings were made with the same one
         self._pid = os.getpid()
         transport = await self._connect()
-        info = NodeInfo(self.service, self.node_id, self.version, self._metadata)
         self._node = self._connection.node = here = Node(
-            info, self.config, transport, self._collected, self, self._clock
+            self._identity(),
+            self.config,
+            transport,
+            self._collected,
+            self,
+            self._clock,
+            urls=self._urls_in_use,
+            discovery=self._discovery,
         )
         await here.start()
         await transport.flush(self.config.connect_timeout)
-        # A node that may not answer the discovery of services serves all the same.
-        refused = sorted(name for name in self._connection.denied if not name.startswith(SERVICE_API))
+        # A node that may not answer the discovery of services or hear of other nodes serves all the same.
+        optional = (SERVICE_API, Names(self.config.namespace).heartbeats())
+        refused = sorted(name for name in self._connection.denied if not name.startswith(optional))
         if refused:
             raise PermissionDeniedError(
                 f"the server does not permit this user to use {', '.join(refused)}, which {self!r} needs", refused[0]
             )
         await here.warn_of_capture()
+        await here.join()
         if self._collected.outbound:
             self._send_through = compose(self._collected.outbound, self._send_core)
             self._fire_through = compose(self._collected.outbound, self._fire_core)
@@ -219,6 +246,7 @@ class Bus(Router):
         if urls[0].startswith("embedded://"):
             self._server = EmbeddedServer.parse(urls[0])
             urls = (await self._server.start(),)
+        self._urls_in_use = urls
         options = self.config.connection(urls, f"catga/{self.node_id}")
         transport = self._transport = make_transport(options, self._connection)
         await transport.connect()
@@ -356,7 +384,12 @@ class Bus(Router):
     # -- calls ---------------------------------------------------------------------------------------------
 
     async def send(
-        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+        self,
+        request: Request[R] | Command[R],
+        *,
+        timeout: float | None = None,
+        node: str | None = None,
+        where: Callable[[NodeInfo], bool] | None = None,
     ) -> Ok[R] | Err:
         """Send a request to one node that handles it, and wait for the result.
 
@@ -368,20 +401,24 @@ class Bus(Router):
         Args:
             request: The message.
             timeout: Seconds until the deadline; `send_timeout` when None. Above 0.
-            node: The id of the one node to ask, or None for any.
+            node: The id of the one node to ask, or None for any. One that is dead, or that is not known within a
+                heartbeat interval, is `NO_HANDLER`.
+            where: Which nodes may be asked, given what is known of each: `lambda node: node.zone == "eu-1"`. One of
+                two that are live, ready and fit is taken, the less loaded; without any it is `NO_HANDLER`.
 
         Raises:
             BusStateError: The bus is not started, closed, or was started before a fork.
-            ConfigurationError: The message is no request, or a command, which this version cannot carry.
+            ConfigurationError: The message is no request, or a command, which this version cannot carry; or `where`
+                raised, or `node` is given as well.
             PermissionDeniedError: The server refuses the subject to this user.
         """
         if self._send_through is not None:
             result: Ok[R] | Err = await self._send_through(
-                request, self._outgoing(self._checked_timeout(timeout), node, None)
+                request, self._outgoing(self._checked_timeout(timeout), node, where, None)
             )
             return result
-        if node is not None:
-            return await self._send_to(request, self._checked_timeout(timeout), node, None)
+        if node is not None or where is not None:
+            return await self._send_to(request, self._checked_timeout(timeout), node, where, None)
         here = self._node
         if here is None or self._pid != os.getpid():
             here = self._open()
@@ -420,6 +457,57 @@ class Bus(Router):
         """
         await self._fire("broadcast", event, None)
 
+    @property
+    def node(self) -> NodeInfo:
+        """This node, as others see it.
+
+        Raises:
+            BusStateError: The bus is not started, closed, or was started before a fork.
+        """
+        return self._open().directory.own
+
+    def nodes(self, service: str | None = None, status: NodeStatus | str | None = None) -> list[NodeInfo]:
+        """Return the nodes that are known, this one included, sorted by service and id.
+
+        A node that left is gone from it at once. One that is dead stays for a minute with the status `faulted`, for
+        ten minutes if the server still holds its connection: it may only be frozen.
+
+        Args:
+            service: Only nodes of this service.
+            status: Only nodes with this status, such as `online`.
+
+        Raises:
+            BusStateError: The bus is not started, closed, or was started before a fork.
+            ConfigurationError: There is no such status.
+        """
+        here = self._open()
+        try:
+            wanted = None if status is None else NodeStatus(status)
+        except ValueError:
+            raise ConfigurationError(f"status must be one of {', '.join(NodeStatus)}, got {status!r}") from None
+        return [
+            one
+            for one in here.directory.nodes()
+            if (service is None or one.service == service) and (wanted is None or one.status is wanted)
+        ]
+
+    def watch_nodes(self, *, max_pending: int = 1_000) -> AsyncIterator[NodeChange]:
+        """Return the changes of the nodes, one after the other: `async for change in bus.watch_nodes()`.
+
+        It begins with `joined` for every node that is known, this one included, and ends when the bus is closed.
+
+        Args:
+            max_pending: How many changes may wait for a slow watcher. Over it they are dropped, and the watcher gets
+                `missed` with their number, then `joined` for every node that is known by then. At least 1.
+
+        Raises:
+            BusStateError: The bus is not started, closed, or was started before a fork.
+            ConfigurationError: `max_pending` is below 1.
+        """
+        if max_pending < 1:
+            raise ConfigurationError(f"max_pending must be a number of changes, at least 1, got {max_pending!r}")
+        return self._open().directory.watch(max_pending)
+
     def statistics(self) -> BusStatistics:
         """Return a snapshot of what the bus has done since its start."""
         return self._open().statistics()
@@ -427,14 +515,19 @@ class Bus(Router):
     # -- calls made by handlers ----------------------------------------------------------------------------
 
     async def send_from(
-        self, parent: Context, request: Request[R] | Command[R], timeout: float | None, node: str | None
+        self,
+        parent: Context,
+        request: Request[R] | Command[R],
+        timeout: float | None,
+        node: str | None,
+        where: Callable[[NodeInfo], bool] | None,
     ) -> Ok[R] | Err:
         """Send on behalf of a handler: `Context.send` calls this."""
         limit = min(self._checked_timeout(timeout), parent.remaining)
         if self._send_through is not None:
-            result: Ok[R] | Err = await self._send_through(request, self._outgoing(limit, node, parent))
+            result: Ok[R] | Err = await self._send_through(request, self._outgoing(limit, node, where, parent))
             return result
-        return await self._send_to(request, limit, node, parent)
+        return await self._send_to(request, limit, node, where, parent)
 
     async def publish_from(self, parent: Context, event: Event) -> None:
         """Publish on behalf of a handler: `Context.publish` calls this."""
@@ -444,58 +537,83 @@ class Bus(Router):
         """Broadcast on behalf of a handler: `Context.broadcast` calls this."""
         await self._fire("broadcast", event, parent)
 
-    def _outgoing(self, limit: float, node: str | None, parent: Context | None) -> "_OutgoingRequest":
-        return _OutgoingRequest("send", limit, node, parent, self._clock() + limit)
+    def _outgoing(
+        self, limit: float, node: str | None, where: Callable[[NodeInfo], bool] | None, parent: Context | None
+    ) -> "_OutgoingRequest":
+        return _OutgoingRequest("send", limit, node, parent, where, deadline=self._clock() + limit, clock=self._clock)
 
     async def _send_core(self, request: Any, outgoing: "_OutgoingRequest") -> Ok[Any] | Err:
         left = outgoing.deadline - self._clock()  # the deadline counts from the call, not from the end of middleware
-        return await self._send_to(request, left, outgoing.node, outgoing.parent)
+        return await self._send_to(request, left, outgoing.node, outgoing.where, outgoing.parent)
 
-    async def _send_to(self, request: Any, limit: float, node: str | None, parent: Context | None) -> Ok[Any] | Err:
+    async def _send_to(
+        self,
+        request: Any,
+        limit: float,
+        node: str | None,
+        where: Callable[[NodeInfo], bool] | None,
+        parent: Context | None,
+    ) -> Ok[Any] | Err:
         here = self._open()
         if limit <= 0.0:
             text = "the deadline had passed before the request was written"
             return Err(str(Code.TIMEOUT), text, None, Outcome.NOT_RUN, retryable=True)
         began = self._clock()
         target: tuple[str, str] | None = None
-        if node is not None:
-            service = await self._service_of(here, node, limit)
-            if isinstance(service, Err):
-                return service
-            target = (service, node)
+        if node is not None or where is not None:
+            found = await self._target(here, request, limit, node, where)
+            if isinstance(found, Err):
+                return found
+            target = found
         limit -= self._clock() - began
         if here.outgoing.is_blocked:
             limit = await here.wait_room(limit)
         try:
-            call = here.call(request, here.take_id(), limit, self._trace(here, parent), target)
+            choice = None if where is None else _tolerant(where)
+            call = here.call(request, here.take_id(), limit, self._trace(here, parent), target, choice)
         except CallError as error:
             return _as_err(error)
         try:
-            result = await call.future
+            return await call.future
         except BaseException:
             here.caller.forget(call)
             raise
-        if node is not None and isinstance(result, Err) and result.code == Code.NO_HANDLER:
-            here.finder.forget(node)
-        return result
 
-    async def _service_of(self, here: Node, node: str, limit: float) -> str | Err:
-        """Find the service of a node, which its subject begins with; without a connection wait for one."""
-        name = f"node {node!r} of namespace {self.config.namespace!r}"
+    async def _target(
+        self,
+        here: Node,
+        request: Any,
+        limit: float,
+        node: str | None,
+        where: Callable[[NodeInfo], bool] | None,
+    ) -> tuple[str, str] | Err:
+        """Find the one node to ask; without a connection wait for one, then for the node to be heard of."""
+        if node is not None and where is not None:
+            raise ConfigurationError(f"node={node!r} names the one node to ask already; leave out node or where")
+        directory = here.directory
         began = self._clock()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await self._connection.up.wait()
-            left = limit - (self._clock() - began)
-            service = await here.finder.find(node, min(left, _FIND_SECONDS))
-        except (TimeoutError, DisconnectedError):
-            service = None
-        if service is not None:
-            return service
-        if here.transport.is_connected:
-            return Err(str(Code.NO_HANDLER), f"{name} does not answer", None, Outcome.NOT_RUN, retryable=True)
-        text = f"there was no connection to ask for {name}"
-        return Err(str(Code.DISCONNECTED), text, None, Outcome.NOT_RUN, retryable=True)
+        if not here.transport.is_connected:
+            text = "there was no connection to send it to " + ("a node" if node is None else f"node {node!r}")
+            return Err(str(Code.DISCONNECTED), text, None, Outcome.NOT_RUN, retryable=True)
+        left = limit - (self._clock() - began)
+        if node is not None:
+            find: Callable[[], tuple[str, str] | None] = functools.partial(directory.address, node)
+            is_known_dead = directory.is_dead(node)
+        else:
+            find = functools.partial(_pick, directory, options_of(type(request)).type_name, where)
+            is_known_dead = False
+        found = None if is_known_dead else await directory.wait_for(find, min(left, directory.interval))
+        if found is not None and not (node is not None and directory.is_dead(node)):
+            return found
+        if node is not None:
+            text = directory.describe(node)
+        else:
+            name = options_of(type(request)).type_name
+            text = f"no node fits where={_name_of(where)}; {directory.describe_live(name)}"
+        return Err(str(Code.NO_HANDLER), text, None, Outcome.NOT_RUN, retryable=True)
 
     async def _fire(self, operation: Literal["publish", "broadcast"], event: Event, parent: Context | None) -> None:
         if self._fire_through is None:
@@ -551,11 +669,14 @@ class Bus(Router):
 class _OutgoingRequest(Outgoing, frozen=True):
     """What outbound middleware is told about a request, with the instant at which its time is over."""
 
-    deadline: float
+    deadline: float = 0.0
+    clock: Clock = monotonic
 
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline, never below 0."""
+        return max(0.0, self.deadline - self.clock())
 
-_FIND_SECONDS = 1.0
-# How long a node may take to say who it is; it takes a millisecond, unless its loop is blocked.
 
 _HOPELESS = (Code.INVALID_MESSAGE, Code.TOO_LARGE)  # a message meets the same end every time
 _MAX_TIMEOUT = 31_536_000  # a year
@@ -571,6 +692,29 @@ def _checked_urls(url: str | None) -> tuple[str, ...]:
 def _as_err(error: CallError) -> Err:
     retryable = error.retryable or (error.outcome is Outcome.NOT_RUN and error.code not in _HOPELESS)
     return Err(error.code, error.message, error.details, error.outcome, retryable, error.attempts, error.node)
+
+
+def _pick(directory: Directory, type_name: str, where: Callable[[NodeInfo], bool] | None) -> tuple[str, str] | None:
+    try:
+        return directory.pick(type_name, (), where)
+    except Exception as error:
+        raise ConfigurationError(f"where={_name_of(where)} raised {type(error).__name__}: {error}") from error
+
+
+def _tolerant(where: Callable[[NodeInfo], bool]) -> Callable[[NodeInfo], bool]:
+    """Return the same choice for later attempts, which nobody is there to be told of an error of."""
+
+    def fits(info: NodeInfo) -> bool:
+        try:
+            return where(info)
+        except Exception:
+            return False
+
+    return fits
+
+
+def _name_of(where: Callable[[NodeInfo], bool] | None) -> str:
+    return getattr(where, "__qualname__", repr(where))
 
 
 async def _first(work: Any, interrupted: asyncio.Event) -> bool:

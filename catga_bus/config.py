@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 
 from catga_bus.errors import ConfigurationError
+from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.nats_servers import parse_server, redacted
 from catga_bus.transport.validation import checked_subject
-from catga_bus.wire import Names
+from catga_bus.wire import MAX_ID, MAX_METADATA, Names
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -22,6 +23,13 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     send_timeout: float = 5.0
     """How long `send` waits unless it is told. 0.001 to 86,400."""
+
+    attempt_timeout: float = 0.25
+    """How long an attempt may go without a sign of life before another node is tried; a node that has a request says
+    so within some 10 ms. Shorter fails over sooner, and more often for nothing. 0.05 to 60."""
+
+    breaker: BreakerOptions | None = BreakerOptions()
+    """When calls to a type or a node that fails are held back for a while; None: never."""
 
     event_timeout: float = 30.0
     """How long one handler of an event may take unless its `timeout` says otherwise. 0.001 to 86,400."""
@@ -41,8 +49,25 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_held_bytes: int = 8_388_608
     """Bytes that wait while the connection is behind, before refusals are dropped. 65,536 to 1,073,741,824."""
 
+    kept_bytes: int = 8_388_608
+    """Bytes of answers that a node keeps for 10 s, for callers whose answer was lost on the way. 0 to
+    1,073,741,824."""
+
     drain_timeout: float = 25.0
     """How long a leaving node waits for what runs. 0 to 86,400."""
+
+    heartbeat_interval: float = 0.25
+    """How often this node says that it lives; less often while more than 100 nodes do. 0.05 to 60."""
+
+    heartbeat_timeout: float = 1.0
+    """After how much silence a node is taken for dead. At least twice `heartbeat_interval`; 0.1 to 600."""
+
+    stall_timeout: float = 0.5
+    """How late the event loop may be before this node says that it is not ready. 0.05 to 600."""
+
+    disconnect_events: str | None = None
+    """Subject on which the account gets the server's disconnect events, such as `$SYS.ACCOUNT.APP.DISCONNECT` where
+    it imports them: a node that is gone is asked for at once. None where it does not."""
 
     reply_roots: tuple[str, ...] = ("_INBOX",)
     """Roots of inboxes that this node answers to, beside its own `inbox_prefix`. Neither may begin with `$` or lie in
@@ -74,13 +99,18 @@ _MAX_INBOX_PREFIX = 128  # it travels in the head of every batch, see wire.BATCH
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "send_timeout": (0.001, 86_400),
+    "attempt_timeout": (0.05, 60),
     "event_timeout": (0.001, 86_400),
     "intake": (1, 1_000_000),
     "intake_bytes": (65_536, 17_179_869_184),
     "max_batch_frames": (1, 1_024),
     "max_batch_bytes": (1_024, 67_108_864),
     "max_held_bytes": (65_536, 1_073_741_824),
+    "kept_bytes": (0, 1_073_741_824),
     "drain_timeout": (0, 86_400),
+    "heartbeat_interval": (0.05, 60),
+    "heartbeat_timeout": (0.1, 600),
+    "stall_timeout": (0.05, 600),
     "connect_timeout": (0.1, 300),
     "reconnect_delay": (0.01, 60),
     "ping_interval": (0.1, 600),
@@ -107,6 +137,13 @@ def checked_config(config: BusConfig | None, options: dict[str, Any]) -> BusConf
         value = getattr(checked, name)
         if not low <= value <= high:
             raise ConfigurationError(f"{name} must be {low:,} to {high:,}, got {value!r}")
+    if checked.heartbeat_timeout < 2 * checked.heartbeat_interval:
+        raise ConfigurationError(
+            f"heartbeat_timeout must be at least twice heartbeat_interval, which is {checked.heartbeat_interval!r}; "
+            f"got {checked.heartbeat_timeout!r}"
+        )
+    if checked.disconnect_events is not None:
+        checked_subject(checked.disconnect_events, wildcards=True)
     if len(checked.inbox_prefix.encode()) > _MAX_INBOX_PREFIX:
         raise ConfigurationError(
             f"inbox_prefix must be at most {_MAX_INBOX_PREFIX} bytes, got {checked.inbox_prefix!r}"
@@ -180,15 +217,23 @@ def checked_metadata(metadata: object) -> dict[str, str]:
     """Return a copy of the metadata of a node; of None an empty one.
 
     Raises:
-        ConfigurationError: It holds something other than text.
+        ConfigurationError: It holds something other than text, or too much of it.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
         raise ConfigurationError(f"metadata must be a dictionary of text, got {metadata!r}")
+    if len(metadata) > MAX_METADATA:
+        raise ConfigurationError(
+            f"metadata must have at most {MAX_METADATA} entries, got {len(metadata)}: it is in every heartbeat"
+        )
     for key, value in metadata.items():
         if not (_is_text(key) and _is_text(value)):
             raise ConfigurationError(f"metadata must be a dictionary of text, got {value!r} for {key!r}")
+        for text in (key, value):
+            if len(text) > MAX_ID:
+                shown = f"got {len(text):,} in {key[:40]!r}"
+                raise ConfigurationError(f"keys and values of metadata must be at most {MAX_ID} characters, {shown}")
     return dict(metadata)
 
 
@@ -196,10 +241,12 @@ def check_text(option: str, value: object) -> None:
     """Refuse what is not text.
 
     Raises:
-        ConfigurationError: It is not; the text names the option.
+        ConfigurationError: It is not, or too long; the text names the option.
     """
-    if not _is_text(value):
+    if not isinstance(value, str) or not _is_text(value):
         raise ConfigurationError(f"{option} must be text, got {value!r}")
+    if len(value) > MAX_ID:
+        raise ConfigurationError(f"{option} must be at most {MAX_ID} characters, got {len(value):,}")
 
 
 def _is_text(value: object) -> bool:

@@ -3,9 +3,9 @@
 import asyncio
 import math
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -18,11 +18,20 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+Where: TypeAlias = Callable[[Any], bool]
+"""Which nodes may take a request: given a `NodeInfo`, whether that one may."""
+
+
 class Calls(Protocol):
     """What a context needs from its bus: calls that continue a trace and a deadline."""
 
     async def send_from(
-        self, parent: "Context", request: Request[R] | Command[R], timeout: float | None, node: str | None
+        self,
+        parent: "Context",
+        request: Request[R] | Command[R],
+        timeout: float | None,
+        node: str | None,
+        where: Where | None,
     ) -> Ok[R] | Err:
         """Send a request on behalf of a handler."""
         ...
@@ -45,10 +54,13 @@ class Context:
         node: The id of the node that runs the handler.
         sender: The id of the node or client that sent the message.
         trace: The W3C `traceparent` that came with the message, or None.
+        handler_started: Whether the handler itself was called: false while only middleware has seen the message.
+            Kept where there is middleware.
     """
 
     __slots__ = (
-        "_calls", "_clock", "_deadline", "attempt", "key", "message_id", "message_type", "node", "sender", "trace",
+        "_calls", "_clock", "_deadline", "attempt", "handler_started", "key", "message_id", "message_type", "node",
+        "sender", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +87,7 @@ class Context:
         self.node = node
         self.sender = sender
         self.trace = trace
+        self.handler_started = False
 
     def __repr__(self) -> str:
         return f"<Context {self.message_type} {self.message_id} attempt {self.attempt}, {self.remaining:.3f} s left>"
@@ -87,10 +100,15 @@ class Context:
         return max(0.0, self._deadline - self._clock())
 
     async def send(
-        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+        self,
+        request: Request[R] | Command[R],
+        *,
+        timeout: float | None = None,
+        node: str | None = None,
+        where: Where | None = None,
     ) -> Ok[R] | Err:
         """Send as `Bus.send` does, continuing the trace; the timeout is cut to what is left of this deadline."""
-        return await self._calls.send_from(self, request, timeout, node)
+        return await self._calls.send_from(self, request, timeout, node, where)
 
     async def publish(self, event: Event) -> None:
         """Publish as `Bus.publish` does, continuing the trace."""
@@ -163,10 +181,15 @@ class BlockingContext:
         return self._context.remaining
 
     def send(
-        self, request: Request[R] | Command[R], *, timeout: float | None = None, node: str | None = None
+        self,
+        request: Request[R] | Command[R],
+        *,
+        timeout: float | None = None,
+        node: str | None = None,
+        where: Where | None = None,
     ) -> Ok[R] | Err:
         """Send as `Context.send` does, and wait for the result."""
-        return self._wait(self._context.send(request, timeout=timeout, node=node), None)
+        return self._wait(self._context.send(request, timeout=timeout, node=node, where=where), None)
 
     def publish(self, event: Event) -> None:
         """Publish as `Context.publish` does."""
@@ -205,3 +228,11 @@ class Outgoing(msgspec.Struct, frozen=True):
 
     parent: Context | None
     """The execution that the call belongs to, or None when it was made on the bus itself."""
+
+    where: Where | None = None
+    """Which nodes may take a request, or None for all."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline, never below 0; infinite for events."""
+        return math.inf if self.timeout is None else self.timeout

@@ -27,7 +27,7 @@ class FanoutStatistics(msgspec.Struct, frozen=True):
     sent: int
     received: int
     dropped: int
-    """Events that found the intake full: at most once is the promise."""
+    """Events that found the intake full, or were turned away by a limit: at most once is the promise."""
 
     rejected: int
     """Payloads that were not let in."""
@@ -249,6 +249,7 @@ class Fanout:
     def _settled(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
         """Nobody waits for an answer to an event; what went wrong is in the log."""
         del seconds
-        if status is Status.INVALID:
+        self._dropped += status is Status.BUSY
+        if status in (Status.INVALID, Status.BUSY):
             name = delivery.station.type_name
             self._log.warn(name, "%s %r was not handled: %s", name, delivery.id, value.message)

@@ -4,11 +4,18 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from catga_bus.clock import Clock, utc_now
+from catga_bus.cluster.beats import Identity, Report
+from catga_bus.cluster.directory import Directory
+from catga_bus.cluster.discovery import MemoryDiscovery, NatsDiscovery, NodeDiscovery
+from catga_bus.cluster.heartbeat import Vitals
+from catga_bus.cluster.records import ClusterStatistics
 from catga_bus.codec import Gate, Limits
 from catga_bus.config import BusConfig
 from catga_bus.context import Calls, Context
@@ -21,15 +28,19 @@ from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler
 from catga_bus.handlers.router import Collected
 from catga_bus.ids import MessageIds
+from catga_bus.pulse import Pulse
 from catga_bus.requests.caller import Caller
 from catga_bus.requests.calls import CallerStatistics
 from catga_bus.requests.inboxes import Inboxes
 from catga_bus.requests.responder import Responder, ResponderStatistics
-from catga_bus.requests.service_api import EndpointCounts, NodeFacts, NodeFinder, ServiceApi
+from catga_bus.requests.service_api import EndpointCounts, NodeFacts, ServiceApi
+from catga_bus.resilience.circuit_breaker import BreakerStatistics
 from catga_bus.telemetry.propagation import trace_source
 from catga_bus.transport.asking import ask
 from catga_bus.transport.base import Transport
+from catga_bus.transport.carriers import make_transport
 from catga_bus.transport.coalescer import Coalescer, CoalescerStatistics
+from catga_bus.transport.memory import MemoryTransport
 from catga_bus.wire import Names
 
 log = logging.getLogger("catga_bus")
@@ -49,56 +60,79 @@ class BusStatistics(msgspec.Struct, frozen=True):
     """Batches of answers."""
 
     reconnects: int
+    breakers: tuple[BreakerStatistics, ...]
+    """Of this node's calls: those that have seen a failure lately."""
 
-
-class NodeInfo(msgspec.Struct, frozen=True):
-    """Who a node is."""
-
-    service: str
-    node_id: str
-    version: str
-    metadata: dict[str, str]
+    nodes: ClusterStatistics
+    """Heartbeats, probes and deaths."""
 
 
 class Node:
     """The rooms of a started bus.
 
     Args:
-        info: Who it is.
+        identity: Who it is.
         config: Its options.
         transport: Its connection, connected.
         collected: Its handlers and middleware.
         calls: Makes calls on behalf of handlers.
         clock: Monotonic seconds.
+        urls: Its servers, for the connection of its heartbeats.
+        discovery: How it hears of other nodes; by default over its transport.
     """
 
     def __init__(
         self,
-        info: NodeInfo,
+        identity: Identity,
         config: BusConfig,
         transport: Transport,
         collected: Collected,
         calls: Calls,
         clock: Clock,
+        *,
+        urls: tuple[str, ...],
+        discovery: NodeDiscovery | None = None,
     ) -> None:
         names = self._names = Names(config.namespace)
         ids = MessageIds()
         gate = Gate(Limits(max_bytes=transport.max_payload))
         inboxes = Inboxes({*config.reply_roots, config.inbox_prefix}, names)
-        self.info = info
+        self.identity = identity
         self.config = config
         self.transport = transport
         self.collected = collected
         self.clock = clock
         self.reconnects = 0
+        self._urls = urls
         self._calls = calls
         self._threads: list[HandlerThreads] = []
+        self.pulse = Pulse(clock, lambda gap: self.responder.on_gap(gap))
         self.outgoing = self._coalescer()
         self.answers = self._coalescer()
-        self.dispatcher = Dispatcher(self._context, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes)
-        self.answers.watch(self.dispatcher.pause, self.dispatcher.resume)
+        self.dispatcher = Dispatcher(
+            self._context, pulse=self.pulse, clock=clock, intake=config.intake, intake_bytes=config.intake_bytes
+        )
+        self.answers.watch(partial(self.dispatcher.pause, "behind"), partial(self.dispatcher.resume, "behind"))
+        self.directory = Directory(
+            self._discovery(discovery, gate, inboxes.allow),
+            identity,
+            self._report,
+            clock=clock,
+            rng=random.Random(),
+            interval=config.heartbeat_interval,
+            timeout=config.heartbeat_timeout,
+        )
         self.caller = Caller(
-            transport, self.outgoing, gate, names, sender=info.node_id, clock=clock, rng=random.Random()
+            transport,
+            self.outgoing,
+            gate,
+            names,
+            self.directory,
+            sender=identity.id,
+            attempt_timeout=config.attempt_timeout,
+            breaker=config.breaker,
+            clock=clock,
+            rng=random.Random(),
         )
         self.responder = Responder(
             transport,
@@ -108,11 +142,14 @@ class Node:
             self.dispatcher,
             inboxes,
             ids,
-            service=info.service,
-            node_id=info.node_id,
+            service=identity.service,
+            node_id=identity.id,
             default_timeout=config.send_timeout,
+            kept_bytes=config.kept_bytes,
+            pulse=self.pulse,
             clock=clock,
         )
+        self.directory.on_dead.append(self.caller.node_died)
         self.fanout = Fanout(
             transport,
             self.outgoing,
@@ -120,14 +157,14 @@ class Node:
             names,
             self.dispatcher,
             ids,
-            service=info.service,
-            sender=info.node_id,
+            service=identity.service,
+            sender=identity.id,
             clock=clock,
         )
-        types = self._request_types = tuple(entry.type_name for entry in collected.registry.requests())
-        facts = NodeFacts(info.service, info.node_id, info.version, "", info.metadata, types)
+        metadata = dict(identity.metadata)
+        metadata |= {f"catga.{name}": value for name in ("zone", "region") if (value := getattr(identity, name))}
+        facts = NodeFacts(identity.service, identity.id, identity.version, "", metadata, identity.types)
         self.service_api = ServiceApi(transport, names, inboxes, facts, self._counts, utc_now())
-        self.finder = NodeFinder(transport, names, gate)
         # Looked up once, because they are used for every call.
         self.trace = trace_source()
         self.send_timeout = config.send_timeout
@@ -143,6 +180,48 @@ class Node:
             max_held_bytes=config.max_held_bytes,
         )
 
+    def _discovery(self, given: NodeDiscovery | None, gate: Gate, allow: Callable[[str], bool]) -> NodeDiscovery:
+        if given is not None:
+            return given
+        config, transport, node_id = self.config, self.transport, self.identity.id
+        vitals = Vitals(self.pulse, self.clock, config.stall_timeout)
+        interval = config.heartbeat_interval
+        if isinstance(transport, MemoryTransport):
+            return MemoryDiscovery(
+                transport,
+                self._names,
+                gate,
+                self.clock,
+                vitals=vitals,
+                allow=allow,
+                node_id=node_id,
+                interval=interval,
+            )
+        options = config.connection(self._urls, f"catga/{node_id}/beats")
+        return NatsDiscovery(
+            transport,
+            self._names,
+            gate,
+            self.clock,
+            vitals=vitals,
+            allow=allow,
+            connect=lambda events: make_transport(options, events),
+            node_id=node_id,
+            interval=interval,
+            hints=config.disconnect_events,
+        )
+
+    def _report(self) -> Report:
+        """Say how this node is; the cluster asks several times in an interval."""
+        counts = self.dispatcher.statistics()
+        return Report(
+            is_ready=self.transport.is_connected,
+            in_flight=counts.running,
+            intake=counts.intake,
+            handled=sum(one.ok + one.refused + one.failed for one in counts.handlers),
+            breakers=self.caller.guard.held_names(),
+        )
+
     def _context(self, delivery: Delivery) -> Context:
         return Context(
             self._calls,
@@ -151,7 +230,7 @@ class Node:
             message_type=delivery.station.type_name,
             key=delivery.key,
             attempt=delivery.attempt,
-            node=self.info.node_id,
+            node=self.identity.id,
             sender=delivery.sender,
             trace=delivery.trace,
             deadline=delivery.deadline,
@@ -161,13 +240,15 @@ class Node:
         return [
             EndpointCounts(one.type_name, one.ok + one.refused + one.failed, one.failed, one.seconds)
             for one in self.dispatcher.statistics().handlers
-            if one.type_name in self._request_types
+            if one.type_name in self.identity.types
         ]
 
     # -- life ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen for answers; if there are handlers, build a station for each and subscribe."""
+        """Listen for answers and for other nodes; if there are handlers, build a station for each and subscribe."""
+        self.pulse.start()
+        await self.directory.listen()
         await self.caller.start()
         registry = self.collected.registry
         if not registry.handlers():
@@ -212,10 +293,23 @@ class Node:
                     subjects,
                 )
 
+    async def join(self) -> None:
+        """Be one of the nodes: seen by the others, with a view that is one heartbeat interval old.
+
+        Raises:
+            ConfigurationError: Another live node has this id.
+        """
+        await self.directory.join()
+
     async def drain(self) -> int:
-        """Take no more work and finish what runs; return how many messages are left after `drain_timeout`."""
+        """Say so, take no more work and finish what runs.
+
+        Returns:
+            How many messages are left after `drain_timeout`.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
+                self.directory.drain()
                 await self._stop_intake()
                 await self.dispatcher.wait_idle()
         return self.unfinished
@@ -240,13 +334,16 @@ class Node:
 
     async def close(self) -> None:
         """End everything that was built, in the order in which it hangs together."""
+        self.pulse.stop()
         await self.dispatcher.close()
+        await self.responder.close()
         for threads in self._threads:
             threads.close()
-        self.finder.close()
         await self.caller.close()
         await self.outgoing.close()
         await self.answers.close()
+        # Last, because the others believe that a node has left when nobody listens on its subject any more.
+        await self.directory.close()
         await self.transport.close()
 
     def statistics(self) -> BusStatistics:
@@ -259,17 +356,21 @@ class Node:
             sent=self.outgoing.statistics(),
             answered=self.answers.statistics(),
             reconnects=self.reconnects,
+            breakers=self.caller.guard.statistics(),
+            nodes=self.directory.statistics(),
         )
 
     # -- connection ----------------------------------------------------------------------------------------
 
     def disconnected(self) -> None:
         """The connection was lost."""
+        self.directory.disconnected()
         self.caller.disconnected()
 
     def reconnected(self) -> None:
         """The connection is back."""
         self.reconnects += 1
+        self.directory.reconnected()
         self.outgoing.reconnected()
         self.answers.reconnected()
         self.caller.reconnected()
@@ -321,7 +422,6 @@ class ConnectionEvents:
             self.denied.add(subject)
         if self.node is not None:
             self.node.caller.denied(subject)
-            self.node.finder.denied(subject)
 
     def on_error(self, text: str) -> None:
         """The transport has logged it."""

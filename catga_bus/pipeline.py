@@ -8,6 +8,10 @@
 
 Both sides see and return results: `Ok`, or `Err` (what a handler raised has become one by then). The first
 registered is the outermost.
+
+Inbound middleware may say that this node cannot take a message now: it answers `OVERLOADED` or `CIRCUIT_OPEN` with
+the outcome `not_run` and does not call `call_next`. The node then answers busy, and the caller goes to another one.
+After `call_next` has reached the handler such an answer would be untrue, and is a `HANDLER_ERROR`.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

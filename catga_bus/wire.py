@@ -48,6 +48,18 @@ MAX_REPLY: Final = 1_024
 MAX_FRAMES: Final = 4_096
 """Frames of one payload: the intake of a node with default settings; a batch of requests has 64."""
 
+MAX_TYPES: Final = 1_024
+"""Request types that one heartbeat lists: ten times what a large service has."""
+
+MAX_METADATA: Final = 64
+"""Entries of a node's metadata, each key and value at most `MAX_ID` characters: it travels in every heartbeat."""
+
+MAX_BEAT_BYTES: Final = 65_536
+"""Bytes of a heartbeat: a thousand types with names of 60 characters. At 400 heartbeats a second, 26 MB/s at worst."""
+
+MAX_INTERVAL_MS: Final = 60_000
+"""The longest time between two heartbeats, in milliseconds."""
+
 MAX_COUNT: Final = 2**53 - 1
 """The largest number in a head or a frame: what a double holds exactly, so that any language can write it."""
 
@@ -72,6 +84,8 @@ class Status(IntEnum):
     BUSY = 3
     EXPIRED = 4
     INVALID = 5
+    LOST = 6
+    """Answers a status query: the node does not know the message, or no longer."""
 
 
 _Meta = msgspec.Meta
@@ -135,6 +149,78 @@ class AnswerBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
     frames: Annotated[list[AnswerFrame], _Meta(max_length=MAX_FRAMES)]
 
 
+class IdBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A payload of kind ACCEPTED, CANCEL or STATUS: its frames are message ids."""
+
+    kind: int
+    head: Head
+    frames: Annotated[list[_Id], _Meta(max_length=MAX_FRAMES)]
+
+
+_Name = Annotated[str, _Meta(min_length=1, max_length=MAX_ID)]
+_Text = Annotated[str, _Meta(max_length=MAX_ID)]
+_TypeName = Annotated[str, _Meta(min_length=1, max_length=MAX_TYPE)]
+_Share = Annotated[float, _Meta(ge=0.0, le=float(MAX_COUNT))]
+
+
+class BeatLoad(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """How busy a node is."""
+
+    in_flight: _Count = 0
+    intake: _Count = 0
+    handled: _Count = 0
+    cpu: _Share = 0.0
+    memory_bytes: _Count = 0
+
+
+class Beat(msgspec.Struct, array_like=True, frozen=True):
+    """What a node says of itself. The first nine fields stay the same from its start to its end."""
+
+    id: _Name
+    service: _Name
+    version: _Text
+    incarnation: tuple[_Count, _Count]
+    """A number and random bits: no other start of a node with this id has the same."""
+
+    types: Annotated[list[_TypeName], _Meta(max_length=MAX_TYPES)]
+    """Request types that it handles."""
+
+    wire_versions: Annotated[list[_Count], _Meta(max_length=16)]
+    region: _Text | None
+    zone: _Text | None
+    metadata: Annotated[dict[_Text, _Text], _Meta(max_length=MAX_METADATA)]
+    seq: _Count
+    """Counts the beats of an incarnation, answers to pings included."""
+
+    status: _Text
+    """`online`, `draining` or `left`; one that is not known means online."""
+
+    is_ready: bool
+    interval_ms: Annotated[int, _Meta(ge=1, le=MAX_INTERVAL_MS)]
+    """When the next one is due. At most a minute, so that no beat makes a node live for ever."""
+
+    stall_ms: _Count = 0
+    """How late its event loop is."""
+
+    load: BeatLoad = BeatLoad()
+    partitions: Annotated[dict[_Count, _Count], _Meta(max_length=MAX_FRAMES)] = {}
+    """Owned partitions, each with its epoch."""
+
+    utc_ms: _Count = 0
+    """The sender's wall clock, in milliseconds since 1970: for comparing clocks, never for deciding."""
+
+    breakers: Annotated[list[_TypeName], _Meta(max_length=MAX_TYPES)] = []
+    """Open circuit breakers."""
+
+
+class BeatBatch(msgspec.Struct, array_like=True, frozen=True):
+    """A payload of kind HEARTBEAT; one without frames is a ping."""
+
+    kind: int
+    head: Head
+    frames: Annotated[list[Beat], _Meta(max_length=1)]
+
+
 class Fault(msgspec.Struct, array_like=True, frozen=True):
     """The body of an answer that is not OK."""
 
@@ -145,6 +231,17 @@ class Fault(msgspec.Struct, array_like=True, frozen=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def join_ids(kind: Kind, head: tuple[object, ...], ids: Sequence[str]) -> bytes:
+    """Return a payload of kind ACCEPTED, CANCEL or STATUS.
+
+    Args:
+        kind: Which.
+        head: The fields of `Head`, in order.
+        ids: Message ids; at most `MAX_FRAMES`.
+    """
+    return PREFIX + _encode((kind, head, ids))
 
 
 def join_batch(kind: Kind, head: tuple[object, ...], frames: Sequence[bytes]) -> bytes:
@@ -163,6 +260,11 @@ def join_batch(kind: Kind, head: tuple[object, ...], frames: Sequence[bytes]) ->
     else:
         counter = b"\xdd" + count.to_bytes(4, "big")
     return b"".join((PREFIX, b"\x93", bytes((kind,)), _encode(head), counter, *frames))
+
+
+def ping_payload(sender: str) -> bytes:
+    """Return what asks a node whether it lives: a heartbeat without frames."""
+    return join_batch(Kind.HEARTBEAT, (sender,), ())
 
 
 _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -219,9 +321,33 @@ class Names:
         """The subject of a request to one named node."""
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.rpc.{token(type_name)}"
 
-    def node(self, service: str, node_id: str) -> str:
-        """Everything that is sent to one named node."""
-        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.>"
+    def node_requests(self, service: str, node_id: str) -> str:
+        """The requests to one named node."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.rpc.*"
+
+    def node_status(self, service: str, node_id: str) -> str:
+        """The subject on which a node is asked what became of requests that it accepted."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.status"
+
+    def node_cancel(self, service: str, node_id: str) -> str:
+        """The subject on which a node is told of requests that it need not start."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.cancel"
+
+    def node_ping(self, service: str, node_id: str) -> str:
+        """Where one named node is asked whether it lives."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.ping"
+
+    def heartbeat(self, node_id: str) -> str:
+        """Where a node says that it lives."""
+        return f"{self.namespace}.nodes.{token(node_id)}"
+
+    def heartbeats(self) -> str:
+        """Where all nodes say that they live."""
+        return f"{self.namespace}.nodes.*"
+
+    def roll_call(self) -> str:
+        """Where nodes of a `memory://` broker are asked to beat at once; not used on a server."""
+        return f"{self.namespace}.nodes"
 
     def tick(self, type_name: str) -> str:
         """The subject of an event that is not stored."""
@@ -230,6 +356,14 @@ class Names:
     def broadcast(self, type_name: str) -> str:
         """The subject of an event for every live node."""
         return f"{self.namespace}.all.{token(type_name)}"
+
+    def node(self, service: str, node_id: str) -> str:
+        """Whatever is sent to one named node: for permitting and looking at."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.>"
+
+    def all_directed(self) -> str:
+        """Whatever is sent to named nodes: for looking at."""
+        return f"{self.namespace}.to.>"
 
     def owns(self, subject: str) -> bool:
         """Whether a subject lies in this namespace."""

@@ -1,7 +1,6 @@
 """`catga send`, `publish` and `broadcast`: one message from the shell."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,9 +12,9 @@ from catga_bus.cli.exits import ExitCode, exit_code_of, facts_of
 from catga_bus.cli.loading import find_message_class
 from catga_bus.cli.options import (
     ClickCommand,
-    Session,
     debug_option,
     json_option,
+    keep_quiet,
     namespace_option,
     url_option,
 )
@@ -189,9 +188,7 @@ def _typed(module: str, type_name: str, body: bytes) -> Any:
 
 
 def _finish(call: Coroutine[Any, Any, Any], show: Callable[[Any], None], *, as_json: bool) -> int:
-    if not click.get_current_context().ensure_object(Session).debug:
-        # What a bus logs while it tries would stand before the one line that says how it ended.
-        logging.basicConfig(handlers=[logging.NullHandler()])
+    keep_quiet()
     try:
         value = asyncio.run(call)
     except CallError as error:

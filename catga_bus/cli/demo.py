@@ -9,7 +9,8 @@ from catga_bus.cli.options import debug_option, json_option
 _DEMO_EXAMPLES = """\b
 Examples:
   catga demo                     2,000 requests a second, with a live display
-  catga demo --rate 0            as fast as this machine goes
+  catga demo --no-faults         the same, and nobody is killed or frozen
+  catga demo --rate 0            as fast as this machine goes, without faults
   catga demo --nodes 5 --json    for machines
   catga demo --data day.csv.gz   any file of that shape
 """
@@ -44,6 +45,12 @@ Examples:
     metavar="DIR",
     help="Keep the execution log and the output of the nodes in this directory.",
 )
+@click.option(
+    "--faults/--no-faults",
+    default=None,
+    help="Kill and replace one node, and freeze another for 3 seconds, while the replay runs. "
+    "[default: --faults, unless flat out or with one node]",
+)
 @json_option
 @debug_option
 def demo(
@@ -54,12 +61,14 @@ def demo(
     url: str | None,
     in_flight: int,
     keep: Path | None,
+    faults: bool | None,
     as_json: bool,
 ) -> int:
     """Replay the 27,004 flights that left New York in January 2013 through a service of three nodes.
 
-    Every execution is logged, and the totals of that log are compared with those of the file: exit
-    code 0 only if they are equal and every request was answered.
+    Meanwhile one node is killed and replaced and another one frozen for three seconds, unless --no-faults
+    is given. Every execution is logged, and the totals of that log are compared with those of the file:
+    exit code 0 only if they are equal, every request was answered, and every fault was real and noticed.
     """
     from catga_bus.demo.app import run_demo  # here: what the demo needs would slow every command
 
@@ -71,4 +80,5 @@ def demo(
         as_json=as_json,
         in_flight=in_flight,
         keep=keep,
+        faults=faults,
     )

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they set."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,6 +31,12 @@ def debug_option(command: ClickCommand) -> ClickCommand:
         callback=_set_debug,
         help="Show tracebacks instead of one line.",
     )(command)
+
+
+def keep_quiet() -> None:
+    """Let a bus log nothing, unless `--debug` was given: it would stand before the one line that says how it ended."""
+    if not click.get_current_context().ensure_object(Session).debug:
+        logging.basicConfig(handlers=[logging.NullHandler()])
 
 
 def url_option(command: ClickCommand) -> ClickCommand:

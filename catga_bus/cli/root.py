@@ -9,6 +9,7 @@ import click
 
 from catga_bus.cli.calls import broadcast, publish, send
 from catga_bus.cli.demo import demo
+from catga_bus.cli.doctor import doctor
 from catga_bus.cli.exits import EXIT_CODES_HELP, ExitCode, exit_code_of, text_of
 from catga_bus.cli.options import Session, debug_option
 from catga_bus.cli.run import run
@@ -39,7 +40,7 @@ def catga() -> None:
     """Typed messages between Python processes, over NATS."""
 
 
-for command in (up, run, send, publish, broadcast, demo):
+for command in (up, run, send, publish, broadcast, doctor, demo):
     catga.add_command(command)
 
 

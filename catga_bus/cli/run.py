@@ -48,14 +48,19 @@ def run(*, target: str, url: str | None, node_id: str | None, log_level: str) ->
     is installed.
     """
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
-    bus = _load_bus(target)
+    bus = load_bus(target)
     bus.override(url=url, node_id=node_id)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         finished = runner.run(bus.run())
     return ExitCode.OK if finished else ExitCode.FAILED
 
 
-def _load_bus(target: str) -> Bus:
+def load_bus(target: str) -> Bus:
+    """Import the bus that MODULE:BUS names.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or is none.
+    """
     found = load_attribute(target, default="bus")
     if isinstance(found, Bus):
         return found

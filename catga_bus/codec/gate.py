@@ -98,12 +98,14 @@ class Gate:
         limits: What is let in.
     """
 
-    __slots__ = ("_decode_answers", "_decode_messages", "limits")
+    __slots__ = ("_decode_answers", "_decode_beats", "_decode_ids", "_decode_messages", "limits")
 
     def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         self.limits = limits
         self._decode_messages = msgspec.msgpack.Decoder(wire.MessageBatch).decode
         self._decode_answers = msgspec.msgpack.Decoder(wire.AnswerBatch).decode
+        self._decode_ids = msgspec.msgpack.Decoder(wire.IdBatch).decode
+        self._decode_beats = msgspec.msgpack.Decoder(wire.BeatBatch).decode
 
     def is_json(self, payload: bytes) -> bool:
         """Whether a payload starts like JSON: after blanks `{ [ " -`, a digit, `t`, `f` or `n`."""
@@ -172,6 +174,30 @@ class Gate:
         if large:
             self._refuse_rich_bodies(payload, batch.frames)
         return batch
+
+    def ids(self, payload: bytes) -> wire.IdBatch:
+        """Take apart a payload for which `kind` returned ACCEPTED, CANCEL or STATUS.
+
+        Raises:
+            GateError: It is not a list of ids within its bounds.
+        """
+        try:
+            return self._decode_ids(memoryview(payload)[2:])
+        except DECODE_ERRORS as error:
+            raise GateError(f"not a list of ids: {explain(error)}") from None
+
+    def beats(self, payload: bytes) -> wire.BeatBatch:
+        """Take apart a payload for which `kind` returned HEARTBEAT.
+
+        Raises:
+            GateError: It is longer than `MAX_BEAT_BYTES`, or no well-formed heartbeat within its bounds.
+        """
+        if len(payload) > wire.MAX_BEAT_BYTES:
+            raise GateError(f"a heartbeat of {len(payload)} bytes; the limit is {wire.MAX_BEAT_BYTES}")
+        try:
+            return self._decode_beats(memoryview(payload)[2:])
+        except DECODE_ERRORS as error:
+            raise GateError(f"not a heartbeat: {explain(error)}") from None
 
     def json(self, payload: bytes) -> None:
         """Judge a JSON text before it is decoded. What is not JSON may pass: its decoder refuses it.

@@ -12,7 +12,8 @@ def main() -> int:
     """Run the demo as the command line says and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m catga_bus.demo",
-        description="Replay a month of flights through the bus and check what came of it. "
+        description="Replay a month of flights through the bus, kill one node and freeze another meanwhile, "
+        "and check what came of it. "
         "Exit code 0: the execution log adds up to the file; 1: it does not; "
         "2: bad arguments or file; 3: server or nodes broken; 130: interrupted.",
         allow_abbrev=False,
@@ -29,6 +30,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="report as JSON, show nothing else")
     parser.add_argument("--in-flight", type=int, default=256, help="most requests without an answer (default: 256)")
     parser.add_argument("--keep", type=Path, help="keep execution log and node output in this directory")
+    parser.add_argument(
+        "--faults",
+        action=argparse.BooleanOptionalAction,
+        help="kill, replace and freeze nodes meanwhile (default: yes, unless flat out or with one node)",
+    )
     options = parser.parse_args()
     return run_demo(
         data=options.data,
@@ -38,6 +44,7 @@ def main() -> int:
         as_json=options.json,
         in_flight=options.in_flight,
         keep=options.keep,
+        faults=options.faults,
     )
 
 

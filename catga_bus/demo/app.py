@@ -4,7 +4,7 @@ A command line only has to call one function, which returns the exit code and ra
 what a user can do wrong:
 
     run_demo(*, data=None, rate=2_000.0, nodes=3, url=None, as_json=False, in_flight=256, keep=None,
-    out=None, err=None) -> int
+    faults=None, out=None, err=None) -> int
 """
 
 import asyncio
@@ -24,18 +24,20 @@ from typing import TextIO
 import msgspec
 
 from catga_bus.demo.data import SHIPPED, Flight, FlightDataError, read_flights
+from catga_bus.demo.day import Faults, NodeNotReadyError, replay_day
 from catga_bus.demo.display import Display, SilentDisplay, display_for
+from catga_bus.demo.faults import plan_faults
 from catga_bus.demo.ledger import LedgerError, read_executions
 from catga_bus.demo.node import SERVICE, command
 from catga_bus.demo.processes import NodeProcess, running
 from catga_bus.demo.progress import ReplayResult
-from catga_bus.demo.replay import NodeNotReadyError, replay_day
 from catga_bus.demo.report import json_of, make_report, text_of
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import CallError, CatgaError
 
 MAX_RATE = 1_000_000
 MAX_NODES = 64
+_MIN_NODES = 2  # with faults: one is killed, and who would answer else?
 MAX_IN_FLIGHT = 4_096
 # Chosen: what one node takes in before it says that it is busy, so that a demo with one node fails
 # no request.
@@ -45,10 +47,11 @@ class ExitCode(IntEnum):
     """How a demo ends."""
 
     EQUAL = 0
-    """The execution log adds up to the file, and every request was answered."""
+    """The execution log adds up to the file, every request was answered, and all faults happened."""
 
     DIFFERENT = 1
-    """It does not, or a request failed, or a node disagrees with its own lines."""
+    """It does not, or a request failed, or a node disagrees with its own lines, or a fault did not happen or was not
+    noticed."""
 
     BAD_INPUT = 2
     """An argument or the file of flights cannot be used; nothing was started."""
@@ -69,6 +72,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int
     url: str | None
     in_flight: int
+    has_faults: bool
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= MAX_RATE:
@@ -77,6 +81,11 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise _BadInputError(f"nodes must be 1 to {MAX_NODES}, got {self.nodes!r}")
         if not 1 <= self.in_flight <= MAX_IN_FLIGHT:
             raise _BadInputError(f"in_flight must be 1 to {MAX_IN_FLIGHT:,}, got {self.in_flight!r}")
+        if self.has_faults and not (self.rate and self.nodes >= _MIN_NODES):
+            raise _BadInputError(
+                f"faults need a rate above 0 and {_MIN_NODES} nodes or more, got rate {self.rate!r} and "
+                f"{self.nodes!r} nodes; or say --no-faults"
+            )
 
 
 def run_demo(
@@ -88,6 +97,7 @@ def run_demo(
     as_json: bool = False,
     in_flight: int = 256,
     keep: Path | None = None,
+    faults: bool | None = None,
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> int:
@@ -105,13 +115,16 @@ def run_demo(
         in_flight: Most requests without an answer, 1 to 4,096.
         keep: A new or empty directory for the execution log and the output of the nodes; None for a
             temporary one, which is kept only when something fails.
+        faults: Whether one node is killed and replaced and another one frozen in the middle of the
+            replay, which needs a rate and two nodes; None for whenever it is possible.
         out: Where the report goes; standard output if None.
         err: Where progress and errors go; standard error if None.
     """
     out, err = out or sys.stdout, err or sys.stderr
     display = SilentDisplay() if as_json else display_for(err)
     try:
-        settings = _Settings(rate=rate, nodes=nodes, url=url, in_flight=in_flight)
+        has_faults = faults if faults is not None else rate > 0 and nodes >= _MIN_NODES
+        settings = _Settings(rate=rate, nodes=nodes, url=url, in_flight=in_flight, has_faults=has_faults)
         flights = read_flights(data or SHIPPED)
         with _Workplace(keep) as workplace:
             return _run_in(workplace, settings, flights, display, as_json=as_json, out=out, err=err)
@@ -203,29 +216,34 @@ async def _replayed(
         if url is None:
             url = (await stack.enter_async_context(EmbeddedServer())).url
             display.say(f"a private nats-server listens at {url}")
-        environment = os.environ | {"CATGA_URL": url}
-        nodes = {
-            node_id: NodeProcess(
-                node_id,
-                command(node_id, namespace, workplace.execution_log),
-                environment,
-                workplace.output_of(node_id),
-            )
-            for node_id in (f"{SERVICE}-{number}" for number in range(1, settings.nodes + 1))
-        }
-        stack.enter_context(running(list(nodes.values())))
+        processes = _handles(workplace, settings.nodes + settings.has_faults, url, namespace)
+        nodes = list(processes)[: settings.nodes]
+        spares = list(processes)[settings.nodes :]
+        stack.enter_context(running([processes[node] for node in nodes], [processes[node] for node in spares]))
         display.say(f"{len(nodes)} nodes of {SERVICE} are starting; {len(flights):,} flights to record")
         stack.enter_context(display)
         return await replay_day(
             url,
             namespace,
             flights,
-            list(nodes),
+            nodes,
             rate=settings.rate,
             in_flight=settings.in_flight,
             display=display,
-            is_running=lambda node_id: nodes[node_id].is_running,
+            is_running=lambda node_id: processes[node_id].is_running,
+            faults=Faults(plan_faults(nodes, spares[0]), processes) if spares else None,
         )
+
+
+def _handles(workplace: _Workplace, count: int, url: str, namespace: str) -> dict[str, NodeProcess]:
+    """Return handles on node processes by their ids; none is started."""
+    environment = os.environ | {"CATGA_URL": url}
+    return {
+        node: NodeProcess(
+            node, command(node, namespace, workplace.execution_log), environment, workplace.output_of(node)
+        )
+        for node in (f"{SERVICE}-{number}" for number in range(1, count + 1))
+    }
 
 
 def _cancel_on_sigterm() -> None:

@@ -90,11 +90,20 @@ def summary(progress: Progress) -> str:
         f"{progress.in_flight} in flight",
         f"p50 {milliseconds(progress.p50_ms)}",
         f"p99 {milliseconds(progress.p99_ms)}",
-        *(f"{node} {share:.0%}" for node, share in progress.shares.items()),
+        *(_share(node, share, progress.states[node]) for node, share in progress.shares.items()),
     ]
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     return "  ".join(parts)
+
+
+def _share(node: str, share: float, state: str) -> str:
+    return f"{node} {share:.0%} ({state})" if state else f"{node} {share:.0%}"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration for people, given in seconds."""
+    return "-" if value is None else f"{value:.2f} s"
 
 
 def milliseconds(value: float | None) -> str:

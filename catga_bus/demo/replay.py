@@ -1,33 +1,22 @@
-"""The replay: a client that sends all flights, closes the day and asks nodes for totals."""
+"""The replay: a client that sends all flights, and a board that shows what is announced meanwhile."""
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from catga_bus.bus import Bus
-from catga_bus.clock import Clock, monotonic
 from catga_bus.demo.data import Flight
 from catga_bus.demo.display import Display
+from catga_bus.demo.failover import CallTimes
+from catga_bus.demo.faults import Chronicle
 from catga_bus.demo.latency import LatencyHistogram
-from catga_bus.demo.messages import Closing, FlightDelayed, NodeTotals, RecordFlight, Totals
-from catga_bus.demo.progress import Progress, ReplayResult
+from catga_bus.demo.messages import FlightDelayed, RecordFlight
+from catga_bus.demo.progress import Progress
 from catga_bus.result import Err, Ok
 
 MAX_FAILURES = 1_000
 """Failed requests after which the replay gives up: what is broken is known by then."""
-
-READY_TIMEOUT = 20.0
-"""Seconds that a node has to answer its first question."""
-
-SETTLE_TIMEOUT = 2.0
-"""Seconds that broadcast and events have to arrive: they are sent once, and may be lost."""
-
-_POLL = 0.02  # seconds between two looks at something that takes a process or a round trip to change
-
-
-class NodeNotReadyError(Exception):
-    """A node did not begin to answer; the text says which, and why."""
 
 
 class DeparturesBoard:
@@ -71,7 +60,7 @@ class Replay:
         rate: Requests per second; 0 sends as fast as answers come.
         in_flight: Most requests without an answer, at least 1. A server that cannot hold the rate
             slows the replay down.
-        clock: Where the time comes from.
+        chronicle: What happens to the nodes meanwhile, and the clock.
     """
 
     def __init__(
@@ -81,15 +70,17 @@ class Replay:
         *,
         rate: float,
         in_flight: int,
-        clock: Clock = monotonic,
+        chronicle: Chronicle,
     ) -> None:
+        self.times = CallTimes()
         self._bus = bus
         self._flights = flights
         self._rate = rate
-        self._clock = clock
+        self._chronicle = chronicle
+        self._now = chronicle.now
+        self._is_over = False
         self._senders = min(in_flight, len(flights))
         self._next = iter(enumerate(flights))
-        self._started = clock()
         self._waiting = 0
         self._latency = LatencyHistogram()
         self._per_node: Counter[str] = Counter()
@@ -97,7 +88,7 @@ class Replay:
 
     async def run(self, display: Display) -> Progress:
         """Send everything, or give up after `MAX_FAILURES`, and return how it went."""
-        self._started = self._clock()
+        self._chronicle.begin()
         painter = asyncio.create_task(self._paint(display))
         try:
             # One task per place in flight rather than per request: bounded without a semaphore.
@@ -108,11 +99,17 @@ class Replay:
             # A bus that cannot be used tells every sender the same: one of them is enough.
             raise failed.exceptions[0] from None
         finally:
+            self._is_over = True
             painter.cancel()
             await asyncio.wait([painter])
         progress = self.progress()
         display.update(progress)
         return progress
+
+    @property
+    def part(self) -> float:
+        """How much of the replay is done, 0 to 1; 1 also when it has given up."""
+        return 1.0 if self._is_over else (self._per_node.total() + self._failures.total()) / len(self._flights)
 
     def progress(self) -> Progress:
         """Return how far the replay has come."""
@@ -122,10 +119,11 @@ class Replay:
             answered=self._per_node.total(),
             failed=self._failures.total(),
             in_flight=self._waiting,
-            seconds=self._clock() - self._started,
+            seconds=self._now(),
             p50_ms=None if p50 is None else p50 * 1_000,
             p99_ms=None if p99 is None else p99 * 1_000,
             per_node=dict(self._per_node),
+            moments=self._chronicle.moments,
         )
 
     @property
@@ -138,17 +136,19 @@ class Replay:
             if self._failures.total() >= MAX_FAILURES:
                 return
             if self._rate:
-                await asyncio.sleep(self._started + row / self._rate - self._clock())
+                await asyncio.sleep(row / self._rate - self._now())
             await self._send(row, flight)
 
     async def _send(self, row: int, flight: Flight) -> None:
         self._waiting += 1
-        sent = self._clock()
+        sent = self._now()
         result = await self._bus.send(RecordFlight(row, flight))
         self._waiting -= 1
         match result:
             case Ok(answer):
-                self._latency.add(self._clock() - sent)
+                answered = self._now()
+                self._latency.add(answered - sent)
+                self.times.add(sent, answered)
                 self._per_node[answer.node] += 1
             case Err(code):
                 # Not sent again: what has run under one id must not run under another.
@@ -158,93 +158,3 @@ class Replay:
         while True:
             await asyncio.sleep(display.interval)
             display.update(self.progress())
-
-
-async def ready(bus: Bus, nodes: Sequence[str], is_running: Callable[[str], bool]) -> None:
-    """Wait until every node answers.
-
-    Args:
-        bus: A started bus.
-        nodes: Ids of the nodes.
-        is_running: Whether the process of a node lives.
-
-    Raises:
-        NodeNotReadyError: A node's process has ended, or it did not answer within `READY_TIMEOUT`.
-    """
-
-    async def answers(node: str) -> None:
-        while not (await bus.send(Totals(), node=node, timeout=1.0)).is_ok:
-            if not is_running(node):
-                raise NodeNotReadyError(f"node {node} ended before it was ready")
-            await asyncio.sleep(_POLL)
-
-    for node in nodes:
-        try:
-            await asyncio.wait_for(answers(node), READY_TIMEOUT)
-        except TimeoutError:
-            raise NodeNotReadyError(f"node {node} did not answer within {READY_TIMEOUT:.0f} s") from None
-
-
-async def close_day(bus: Bus, flights: int, nodes: Sequence[str]) -> dict[str, NodeTotals | None]:
-    """Tell every node that the day is over, then ask each for its totals.
-
-    Args:
-        bus: A started bus.
-        flights: How many flights were sent.
-        nodes: Ids of the nodes.
-
-    Returns:
-        The totals of each node, or None where it did not answer. A broadcast arrives at most once
-        and overtakes or is overtaken by a question, so a node that has not heard it yet is asked
-        again until `SETTLE_TIMEOUT` has passed.
-    """
-    await bus.broadcast(Closing(flights))
-
-    deadline = monotonic() + SETTLE_TIMEOUT
-
-    async def ask(node: str) -> NodeTotals | None:
-        result = await bus.send(Totals(), node=node)
-        while result.is_ok and not result.value.closed and monotonic() < deadline:
-            await asyncio.sleep(_POLL)
-            result = await bus.send(Totals(), node=node)
-        return result.value if result.is_ok else None
-
-    return dict(zip(nodes, await asyncio.gather(*map(ask, nodes)), strict=True))
-
-
-async def replay_day(
-    url: str,
-    namespace: str,
-    flights: Sequence[Flight],
-    nodes: Sequence[str],
-    *,
-    rate: float,
-    in_flight: int,
-    display: Display,
-    is_running: Callable[[str], bool],
-) -> ReplayResult:
-    """Send a file of flights to a running flight desk and close the day.
-
-    Args:
-        url: Address of the server.
-        namespace: The nodes' namespace.
-        flights: What to send.
-        nodes: Ids of the nodes.
-        rate: Requests per second; 0 for flat out.
-        in_flight: Most requests without an answer.
-        display: What shows the progress.
-        is_running: Whether the process of a node lives.
-
-    Raises:
-        NodeNotReadyError: A node did not begin to answer.
-        CatgaError: There is no server, or it refuses us.
-    """
-    bus = Bus("departures-board", url=url, namespace=namespace)
-    board = DeparturesBoard(bus, sum(flight.is_late for flight in flights))
-    async with bus:
-        await ready(bus, nodes, is_running)
-        replay = Replay(bus, flights, rate=rate, in_flight=in_flight)
-        progress = await replay.run(display)
-        totals = await close_day(bus, progress.done, nodes)
-        await board.wait_complete(SETTLE_TIMEOUT)
-        return ReplayResult(progress=progress, failures=replay.failures, announcements=board.flights, totals=totals)

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from catga_bus.demo.data import Figures, Flight
-from catga_bus.demo.display import milliseconds
-from catga_bus.demo.ledger import Execution, Verdict, judge
+from catga_bus.demo.display import milliseconds, seconds
+from catga_bus.demo.fault_report import FaultReport, Replacement, fault_problems, fault_reports, replacement_of
+from catga_bus.demo.faults import What
+from catga_bus.demo.ledger import Execution, Verdict, judge, ran_twice_on
 from catga_bus.demo.progress import ReplayResult
 
 
@@ -22,9 +24,11 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     """What its lines add up to, every execution counted."""
 
     memory: Figures | None
-    """What it said when it was asked for its `Totals`; None if it did not answer."""
+    """What it said when it was asked for its `Totals`; None if it did not answer, or had been killed."""
 
     heard_closing: bool
+    was_killed: bool
+    """Whether it was killed on purpose; its lines count all the same."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +46,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Time from sending to the answer, in milliseconds, exact to 1 %."""
 
     nodes: list[NodeReport]
+    faults: list[FaultReport]
+    """What was done to the nodes; empty after a peaceful replay."""
+
+    replacement: Replacement | None
+    """The node that took the place of a killed one."""
+
     file: Figures
     """Computed directly from the file."""
 
@@ -50,6 +60,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ran_twice: int
     """Requests that have more than one line."""
+
+    ran_twice_on_faulted: int
+    """Those of them that have a line by a node that was killed or frozen: the ones that a fault explains."""
 
     late_flights: int
     """Flights of the file that a `FlightDelayed` event should announce."""
@@ -79,6 +92,8 @@ def make_report(result: ReplayResult, executions: Sequence[Execution], flights: 
     """
     verdict = judge(executions, flights)
     progress = result.progress
+    faults = fault_reports(result.faults, result.times, (progress.p50_ms or 0.0) / 1_000)
+    killed = {fault.node for fault in faults if fault.kind == What.KILLED}
     nodes = [
         NodeReport(
             node=node,
@@ -87,6 +102,7 @@ def make_report(result: ReplayResult, executions: Sequence[Execution], flights: 
             lines=verdict.per_node.get(node, Figures()),
             memory=totals.figures if totals else None,
             heard_closing=totals is not None and totals.closed,
+            was_killed=node in killed,
         )
         for node, totals in result.totals.items()
     ]
@@ -99,9 +115,12 @@ def make_report(result: ReplayResult, executions: Sequence[Execution], flights: 
         p50_ms=progress.p50_ms,
         p99_ms=progress.p99_ms,
         nodes=nodes,
+        faults=faults,
+        replacement=replacement_of(result.faults),
         file=verdict.expected,
         executions=verdict.counted,
         ran_twice=verdict.ran_twice,
+        ran_twice_on_faulted=ran_twice_on(executions, {fault.node for fault in faults}),
         late_flights=sum(flight.is_late for flight in flights),
         announced=result.announcements,
         problems=list(_problems(verdict, result, nodes)),
@@ -121,10 +140,15 @@ def _problems(verdict: Verdict, result: ReplayResult, nodes: Sequence[NodeReport
     for code, count in result.failures.items():
         yield f"{count:,} requests failed with {code}"
     for node in nodes:
+        if node.answered > node.lines.flights:
+            yield f"node {node.node} answered {node.answered:,} requests, but logged {node.lines.flights:,}"
+        if node.was_killed:
+            continue
         if node.memory is None:
             yield f"node {node.node} did not tell its totals"
         elif node.memory != node.lines:
             yield f"node {node.node} remembers {node.memory}, but logged {node.lines}"
+    yield from fault_problems(result.faults)
 
 
 def json_of(report: Report) -> str:
@@ -140,6 +164,7 @@ def text_of(report: Report) -> str:
         f"p50 {milliseconds(report.p50_ms)}, p99 {milliseconds(report.p99_ms)}"
     )
     heard = sum(node.heard_closing for node in report.nodes)
+    living = sum(not node.was_killed for node in report.nodes)
     lines = [
         f"{report.answered:,} of {report.requests:,} requests answered in {report.seconds:.2f} s",
         speed,
@@ -149,6 +174,7 @@ def text_of(report: Report) -> str:
             [_node_row(node) for node in report.nodes],
         ),
         "",
+        *_fault_lines(report),
         *_table(
             ["", "flights", "cancelled", "delay minutes", "miles"],
             [
@@ -157,13 +183,20 @@ def text_of(report: Report) -> str:
             ],
         ),
         "",
-        f"ran twice: {report.ran_twice:,} requests",
+        _twice(report),
         f"late flights announced: {report.announced:,} of {report.late_flights:,} (at most once)",
-        f"closing heard: by {heard} of {len(report.nodes)} nodes (at most once)",
+        f"closing heard: by {heard} of {living} nodes (at most once)",
         *(f"problem: {problem}" for problem in report.problems),
         f"verdict: {_verdict(report)}",
     ]
     return "\n".join(lines)
+
+
+def _twice(report: Report) -> str:
+    text = f"ran twice: {report.ran_twice:,} requests"
+    if not report.faults:
+        return text
+    return f"{text}, {report.ran_twice_on_faulted:,} of them on a node that was killed or frozen"
 
 
 def _verdict(report: Report) -> str:
@@ -178,8 +211,39 @@ def _node_row(node: NodeReport) -> list[str]:
         f"{node.answered:,}",
         f"{node.share:.1%}",
         f"{node.lines.flights:,}",
-        "no answer" if node.memory is None else f"{node.memory.flights:,}",
+        _remembered(node),
     ]
+
+
+def _remembered(node: NodeReport) -> str:
+    if node.memory is not None:
+        return f"{node.memory.flights:,}"
+    return "killed" if node.was_killed else "no answer"
+
+
+def _fault_lines(report: Report) -> Iterator[str]:
+    if not report.faults:
+        return
+    header = [
+        "fault",
+        "at",
+        "mended after",
+        "noticed after",
+        "faulted after",
+        "in all views",
+        "failover",
+        "longest gap",
+    ]
+    yield from _table(header, [_fault_row(fault) for fault in report.faults])
+    if (replacement := report.replacement) is not None:
+        yield f"{replacement.node} took the place of the killed node, ready after {seconds(replacement.ready_after)}"
+    yield ""
+
+
+def _fault_row(fault: FaultReport) -> list[str]:
+    views = (fault.noticed_after, fault.faulted_after, fault.unanimous_after)
+    times = (fault.at, fault.mended_after, *views, fault.failover, fault.longest_gap)
+    return [f"{fault.node} {fault.kind}", *map(seconds, times)]
 
 
 def _numbers(figures: Figures) -> list[str]:

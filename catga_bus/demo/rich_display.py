@@ -1,5 +1,6 @@
 """The progress of the replay as a picture that moves; the only file of the demo that needs rich."""
 
+from collections import deque
 from types import TracebackType
 from typing import TextIO
 
@@ -8,15 +9,29 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from catga_bus.demo.display import milliseconds
-from catga_bus.demo.progress import Progress
+from catga_bus.demo.faults import What
+from catga_bus.demo.progress import Progress, answer_rates
 
-_SHARE_WIDTH = 30
+_BAR_WIDTH = 30
+_RATE_SECONDS = 0.5  # answers per second are those of this last stretch: long enough to be steady to the eye
+_STYLES = {
+    What.KILLED: "red",
+    What.FROZEN: "blue",
+    What.THAWED: "green",
+    What.STARTED: "yellow",
+    What.READY: "green",
+}
 
 
 class RichDisplay:
-    """Shows a progress bar, the figures so far and the share of each node, redrawn in place.
+    """Shows a progress bar, the figures so far, and how each node fares.
+
+    A node's bar and rate are those of the last half second, its percentage is its part of all answers.
+
+    All is redrawn in place.
 
     Args:
         stream: A terminal.
@@ -35,6 +50,7 @@ class RichDisplay:
         # Redrawn by `update` alone: a thread of rich's own would draw while the event loop is at
         # work.
         self._live = Live(self._bar, console=Console(file=stream), auto_refresh=False)
+        self._recent: deque[Progress] = deque()
 
     def __enter__(self) -> "RichDisplay":
         self._live.start()
@@ -50,12 +66,17 @@ class RichDisplay:
 
     def say(self, text: str) -> None:
         """Write one line above the picture."""
-        self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # Not as a string without markup: that option would hold for the picture below it, too.
+        self._live.console.print(Text(text), soft_wrap=True)
 
     def update(self, progress: Progress) -> None:
         """Draw the picture again."""
         self._bar.update(self._task, total=progress.total, completed=progress.done)
-        self._live.update(Group(self._bar, _figures(progress), _shares(progress)), refresh=True)
+        self._recent.append(progress)
+        while progress.seconds - self._recent[0].seconds > _RATE_SECONDS:
+            self._recent.popleft()
+        rates = answer_rates(self._recent[0], progress)
+        self._live.update(Group(self._bar, _figures(progress), _nodes(progress, rates)), refresh=True)
 
 
 def _figures(progress: Progress) -> Table:
@@ -70,8 +91,27 @@ def _figures(progress: Progress) -> Table:
     return table
 
 
-def _shares(progress: Progress) -> Table:
-    table = Table.grid(padding=(0, 1))
-    for node, share in progress.shares.items():
-        table.add_row(node, "█" * round(share * _SHARE_WIDTH), f"{share:.0%}")
+def _nodes(progress: Progress, rates: dict[str, float]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(width=_BAR_WIDTH)
+    table.add_column(justify="right", width=len("10,000/s"))
+    table.add_column(justify="right", width=len("100%"))
+    shares, states, total = progress.shares, progress.states, sum(rates.values())
+    for node in progress.nodes:
+        style = _style(node, progress)
+        bar = rates[node] / total if total else 0.0
+        table.add_row(
+            Text(node, style=style),
+            Text("█" * round(bar * _BAR_WIDTH), style=style),
+            f"{rates[node]:,.0f}/s",
+            f"{shares[node]:.0%}",
+            Text(states[node], style=style),
+        )
     return table
+
+
+def _style(node: str, progress: Progress) -> str:
+    """Return the colour of what was done to a node last."""
+    done = [_STYLES[moment.what] for moment in progress.moments if moment.node == node and moment.what in _STYLES]
+    return done[-1] if done else ""

@@ -195,7 +195,7 @@ class Station:
 
     __slots__ = (
         "decode", "decode_json", "entry", "failed", "fits", "has_middleware", "name", "ok", "refused", "seconds",
-        "slots", "takes_context", "timeout", "type_name",
+        "slots", "takes_context", "timeout", "turned_away", "type_name",
     )  # fmt: skip
 
     def __init__(
@@ -222,7 +222,7 @@ class Station:
         self.slots = slots
         self.timeout = timeout
         self.fits = fits
-        self.ok = self.refused = self.failed = 0
+        self.ok = self.refused = self.failed = self.turned_away = 0
         self.seconds = 0.0  # in the handler, all executions together
 
 
@@ -248,6 +248,9 @@ class StationStatistics(msgspec.Struct, frozen=True):
 
     seconds: float
     """Time in the handler, all executions together."""
+
+    turned_away: int
+    """Messages that middleware answered as more than this node can take now, before the handler was called."""
 
 
 class DispatcherStatistics(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from catga_bus.dispatch.deliveries import Delivery, DispatcherStatistics, Slots,
 from catga_bus.dispatch.failures import describe, refused
 from catga_bus.dispatch.runner import Runner
 from catga_bus.errors import Code, Outcome, Refused
+from catga_bus.pulse import Pulse
 from catga_bus.rarely import RareLog
 from catga_bus.result import Err, Ok
 from catga_bus.wire import Fault, Status
@@ -38,6 +39,7 @@ class Dispatcher:
 
     Args:
         make_context: Makes the context of a delivery.
+        pulse: Tells when the event loop stood still: who listens may pause.
         clock: Monotonic seconds.
         intake: The most deliveries admitted and not settled.
         intake_bytes: The most bytes of them.
@@ -47,11 +49,13 @@ class Dispatcher:
         self,
         make_context: Callable[[Delivery], Context],
         *,
+        pulse: Pulse,
         clock: Clock,
         intake: int,
         intake_bytes: int,
     ) -> None:
         self._make_context = make_context
+        self._pulse = pulse
         self._clock = clock
         self._intake = intake
         self._intake_bytes = intake_bytes
@@ -65,6 +69,7 @@ class Dispatcher:
         self._current: ContextVar[Delivery] = ContextVar("delivery")  # for who runs on behalf of a delivery
         self._log = RareLog(log, clock)
         self._is_closed = False
+        self._pauses: set[str] = set()
         self._admitted = 0
         self._admitted_bytes = 0
         self._running: set[Delivery] = set()
@@ -109,6 +114,7 @@ class Dispatcher:
                     station.failed,
                     station.slots.stuck,
                     station.seconds,
+                    station.turned_away,
                 )
                 for station in self._stations
             ),
@@ -143,13 +149,16 @@ class Dispatcher:
         """Start what is ready."""
         self._runner.wake()
 
-    def pause(self) -> None:
-        """Start nothing, because answers cannot leave: memory stays bounded by the intake."""
+    def pause(self, reason: str) -> None:
+        """Start nothing for a reason; memory stays bounded by the intake."""
+        self._pauses.add(reason)
         self._runner.pause()
 
-    def resume(self) -> None:
-        """Go on after a pause."""
-        self._runner.resume()
+    def resume(self, reason: str) -> None:
+        """Go on if there is no other reason to pause."""
+        self._pauses.discard(reason)
+        if not self._pauses:
+            self._runner.resume()
 
     def _may_start(self, delivery: Delivery) -> bool:
         slots = delivery.station.slots
@@ -163,6 +172,11 @@ class Dispatcher:
     async def _run(self, delivery: Delivery) -> None:
         station = delivery.station
         began = self._clock()
+        if began - self._pulse.last > self._pulse.limit:
+            self._pulse.beat(began)
+            if self._pauses:  # what is ready may be old
+                self._ready.appendleft(delivery)
+                return
         if began >= delivery.deadline:
             self._expire(delivery)
             return
@@ -176,16 +190,18 @@ class Dispatcher:
         if station.timeout is not None:
             delivery.deadline = min(delivery.deadline, began + station.timeout)
         status: Status
+        context: Context | None = None
         try:
             if station.takes_context:
                 if station.slots.threads is not None:
                     self._current.set(delivery)
-                value = await station.entry(message, self._make_context(delivery))
+                context = self._make_context(delivery)
+                value = await station.entry(message, context)
             else:
                 value = await station.entry(message)
-            status, value = self._judged(station, value)
+            status, value = self._judged(station, value, context)
         except BaseException as error:
-            status, value = self._failure(delivery, error)
+            status, value = self._failure(delivery, error, context)
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 self._settle(delivery, status, value, self._clock() - began)
                 raise
@@ -208,10 +224,13 @@ class Dispatcher:
             delivery, Status.INVALID, Fault(Code.INVALID_MESSAGE, f"{delivery.station.type_name}: {text}"), 0.0
         )
 
-    def _judged(self, station: Station, value: Any) -> tuple[Status, Any]:
+    def _judged(self, station: Station, value: Any, context: Context | None) -> tuple[Status, Any]:
         """Return status and value of what a handler returned, or of what middleware made of it."""
         kind = type(value)
         if kind is Err:
+            if _is_turned_away(station, value, context):
+                station.turned_away += 1
+                return Status.BUSY, Fault(value.code, value.message, value.details, retryable=True)
             return self._told(station, self._checked(station, value))
         if kind is Ok:
             value = value.value
@@ -242,8 +261,8 @@ class Dispatcher:
             status = Status.REFUSED
         return status, Fault(error.code, error.message, error.details, error.retryable)
 
-    def _failure(self, delivery: Delivery, error: BaseException) -> tuple[Status, Fault]:
-        """Return status and fault of what a handler raised."""
+    def _failure(self, delivery: Delivery, error: BaseException, context: Context | None) -> tuple[Status, Fault]:
+        """Return status and fault of what a handler raised, or its middleware."""
         station = delivery.station
         if isinstance(error, Refused):
             try:
@@ -252,10 +271,14 @@ class Dispatcher:
                 error = broken
             else:
                 return self._told(station, own)
+        is_cut = delivery.cut and isinstance(error, asyncio.CancelledError)
+        if is_cut and _is_unstarted(station, context):
+            self._expired += 1
+            return Status.EXPIRED, Fault(Code.TIMEOUT, f"the deadline passed before {station.name} was called")
         station.failed += 1
         if not isinstance(error, asyncio.CancelledError):
             return Status.FAILED, Fault(Code.HANDLER_ERROR, self.raised(station, delivery.id, error))
-        if delivery.cut:
+        if is_cut:
             return Status.FAILED, Fault(Code.TIMEOUT, f"{station.name} was cut off at its deadline")
         return Status.FAILED, Fault(Code.HANDLER_ERROR, f"{station.name} was cancelled")
 
@@ -384,7 +407,7 @@ class Dispatcher:
 
         A handler may call this: it is not cancelled itself.
         """
-        self._runner.pause()
+        self.pause("closed")
         self._intake = 0
         left = list(self._ready)
         self._ready.clear()
@@ -402,3 +425,18 @@ class Dispatcher:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _is_unstarted(station: Station, context: Context | None) -> bool:
+    """Whether only middleware has seen the message."""
+    return station.has_middleware and context is not None and not context.handler_started
+
+
+def _is_turned_away(station: Station, error: Err, context: Context | None) -> bool:
+    """Whether middleware says that this node cannot take a message now, and the handler has indeed not been called.
+
+    The handler's own `Err` never gets here with a reserved code.
+    """
+    message: Any = error.message  # nothing checks what middleware makes
+    is_said = error.outcome is Outcome.NOT_RUN and error.code in (Code.OVERLOADED, Code.CIRCUIT_OPEN)
+    return is_said and isinstance(message, str) and _is_unstarted(station, context)

@@ -104,6 +104,7 @@ async def _as_result(
     inner: Callable[[Any, Context], Any], station: Station, dispatcher: Dispatcher, message: Any, ctx: Context
 ) -> Result:
     """Run a handler and say as a value how it ended, so that middleware sees one thing and not two."""
+    ctx.handler_started = True
     try:
         value = await inner(message, ctx)
     except Refused as refusal:

@@ -82,7 +82,7 @@ class Handler(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """`module.qualname`, for errors and logs."""
 
     middleware: tuple[InboundMiddleware, ...] = ()
-    """Of the routers it came through, outermost first; goes inside the middleware of the bus."""
+    """Of the routers it came through and then its own, outermost first; goes inside the middleware of the bus."""
 
     injection: Injection | None = None
     """What fills the parameters, where the function cannot be called as it is."""
@@ -109,6 +109,7 @@ def inspect_handler(
     *,
     frame_locals: Mapping[str, Any] | None,
     overrides: Overrides | None = None,
+    middleware: tuple[InboundMiddleware, ...] = (),
 ) -> Handler:
     """Find out all about a function that is to handle messages.
 
@@ -118,6 +119,7 @@ def inspect_handler(
         frame_locals: The locals of the frame that registers it, for annotations that name local
             classes.
         overrides: Dependencies to replace; read at every call.
+        middleware: Around this handler alone, outermost first.
 
     Raises:
         RegistrationError: It cannot be a handler; the text says why and what to do.
@@ -151,6 +153,7 @@ def inspect_handler(
         message_types=message_types,
         options=options,
         name=name_of(called),
+        middleware=middleware,
         injection=injection if wrapped else None,
     )
 

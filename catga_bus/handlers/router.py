@@ -12,7 +12,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 import msgspec
@@ -61,12 +61,23 @@ class Router:
         self.dependency_overrides: dict[Function, Function] = {}
         self._collected = Collected()
 
+    @property
+    def registry(self) -> Registry:
+        """What is handled here so far; for looking at."""
+        return self._collected.registry
+
     @overload
     def handler(self, function: F, /) -> F: ...
 
     @overload
     def handler(
-        self, /, *, concurrency: int = ..., timeout: float | None = ..., max_attempts: int = ...
+        self,
+        /,
+        *,
+        concurrency: int = ...,
+        timeout: float | None = ...,
+        max_attempts: int = ...,
+        middleware: Sequence[InboundMiddleware] = ...,
     ) -> Callable[[F], F]: ...
 
     def handler(
@@ -77,6 +88,7 @@ class Router:
         concurrency: int = 64,
         timeout: float | None = None,
         max_attempts: int = 5,
+        middleware: Sequence[InboundMiddleware] = (),
     ) -> F | Callable[[F], F]:
         """Register a function as handler of the type of its first parameter.
 
@@ -92,6 +104,8 @@ class Router:
                 deadline.
             max_attempts: Executions of one command or durable event before it becomes a dead
                 letter; 1 to 1,000.
+            middleware: Around this handler alone, inside that of the bus, the first one outermost:
+                `middleware=[RateLimiter(rate=100.0), audit]`.
 
         Raises:
             RegistrationError: The function cannot be registered; the text names it, the reason and
@@ -108,6 +122,7 @@ class Router:
                     options,
                     frame_locals=frame_locals,
                     overrides=self.dependency_overrides,
+                    middleware=_checked_middlewares(function, middleware),
                 )
             )
             return function
@@ -115,7 +130,10 @@ class Router:
         return register if function is None else register(function)
 
     @overload
-    def middleware(self, function: In, /) -> In: ...
+    def middleware(self, function: In, /, *, side: Literal["inbound"] = ...) -> In: ...
+
+    @overload
+    def middleware(self, function: Out, /, *, side: Literal["outbound"]) -> Out: ...
 
     @overload
     def middleware(self, /, *, side: Literal["inbound"] = ...) -> Callable[[In], In]: ...
@@ -128,9 +146,11 @@ class Router:
 
         It is `async def audit(message, ctx, call_next)`, calls `await call_next(message)` and
         returns the result. The first registered is the outermost. Outbound, `ctx` is an `Outgoing`.
+        Objects with such a `__call__` are middleware, too: `bus.middleware(RateLimiter(rate=50.0),
+        side="outbound")`.
 
         Args:
-            function: The middleware.
+            function: The middleware; as a decorator with options it comes later.
             side: `inbound` or `outbound`.
 
         Raises:
@@ -179,9 +199,22 @@ class Router:
             raise RegistrationError(f"{name} cannot be registered: {self._collected.sealed}")
 
 
+def _checked_middlewares(handler: Any, middlewares: Any) -> tuple[InboundMiddleware, ...]:
+    if not isinstance(middlewares, list | tuple):
+        raise RegistrationError(
+            f"{name_of(handler)}: middleware must be a list, such as [RateLimiter(rate=100.0)], got {middlewares!r}"
+        )
+    for middleware in middlewares:
+        _check_middleware(middleware)
+    return tuple(middlewares)
+
+
 def _check_middleware(function: Any) -> None:
-    wanted = "middleware is `async def audit(message, ctx, call_next)`"
-    if not callable(function) or isinstance(function, type):
+    wanted = "middleware is `async def audit(message, ctx, call_next)`, or an object with such a `__call__`"
+    if isinstance(function, type):
+        name = function.__name__
+        raise RegistrationError(f"{wanted}, got the class {name}; pass an object of it: {name}(...)")
+    if not callable(function):
         raise RegistrationError(f"{wanted}, got {function!r}")
     if kind_of(function) is not Kind.ASYNC:
         raise RegistrationError(f"{place_of(function)} is not `async def`; {wanted}")

@@ -11,25 +11,19 @@ from typing import Any
 import msgspec
 
 from catga_bus.clock import Clock
-from catga_bus.codec import DECODE_ERRORS, Body, Gate, GateError, explain
+from catga_bus.codec import DECODE_ERRORS, Body, Gate, GateError
 from catga_bus.codec.frames import encode_frame
-from catga_bus.errors import (
-    CallError,
-    CatgaError,
-    Code,
-    ConfigurationError,
-    DeadlineExceededError,
-    DisconnectedError,
-    Outcome,
-    PermissionDeniedError,
-    TooLargeError,
-)
+from catga_bus.errors import CatgaError, Code, ConfigurationError, Outcome, PermissionDeniedError, TooLargeError
 from catga_bus.messages import options_of, reply_type
 from catga_bus.rarely import RareLog
-from catga_bus.requests import attempts
-from catga_bus.requests.attempts import Phase, Progress, RetryBudget, Verdict
+from catga_bus.requests import attempts, endings
+from catga_bus.requests.attempts import Phase, RetryBudget, Step, Verdict
 from catga_bus.requests.calls import Call, CallerStatistics, Route
 from catga_bus.requests.grain import grain, smoothed
+from catga_bus.requests.guard import Guard, Probes
+from catga_bus.requests.peers import Address, Choice, Peers
+from catga_bus.requests.queries import Queries
+from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.result import Err, Ok
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
@@ -38,8 +32,10 @@ from catga_bus.wire import (
     ERROR_HEADER,
     NO_RESPONDERS,
     STATUS_HEADER,
+    AnswerBatch,
     AnswerFrame,
     Fault,
+    IdBatch,
     Kind,
     MessageFrame,
     Names,
@@ -53,8 +49,15 @@ _SWEEP_SECONDS = 0.01
 
 _SWEEP_SECONDS_PER_CALL = 2e-6
 
+_LATE_SECONDS = 0.25
+# A sweep that is later than this says that the loop was blocked: what came meanwhile is read before time counts.
+
 _BYTES_PER_TURN = 262_144  # of unsent calls written again: the rest of the loop has its turns, too
 _MAX_DIGITS = 18
+_MAX_DIRECTED = 1_024  # lanes of a type to single nodes; they are a cache
+_MAX_DEATHS_KNOWN = 64  # instants of deaths: only those in the life of a call matter
+
+_NOT_RUN = (Status.BUSY, Status.EXPIRED, Status.LOST)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_fault = msgspec.msgpack.Decoder(Fault).decode
@@ -69,7 +72,10 @@ class Caller:
         coalescer: Packs the requests.
         gate: Lets answers in.
         names: The subjects.
+        peers: What is known of the other nodes.
         sender: Id of this node, for the heads of batches.
+        attempt_timeout: Seconds until an attempt of which nobody has said anything is given up.
+        breaker: Options of the circuit breakers; None for none.
         clock: Monotonic seconds.
         rng: Jitter of retries.
     """
@@ -80,8 +86,11 @@ class Caller:
         coalescer: Coalescer,
         gate: Gate,
         names: Names,
+        peers: Peers,
         *,
         sender: str,
+        attempt_timeout: float,
+        breaker: BreakerOptions | None,
         clock: Clock,
         rng: random.Random,
     ) -> None:
@@ -89,7 +98,9 @@ class Caller:
         self._coalescer = coalescer
         self._gate = gate
         self._names = names
+        self._peers = peers
         self._sender = sender
+        self._patience = attempt_timeout
         self._clock = clock
         self._log = RareLog(logging.getLogger("catga_bus.requests"), clock)
         self._rng = rng
@@ -101,18 +112,22 @@ class Caller:
         self._is_connected = transport.is_connected
         self._max_payload = transport.max_payload
         self._pending: dict[str, Call] = {}
-        self._waiting: set[Call] = set()  # to be written again when they are due
         self._unsent: deque[Call] = deque()  # to be written when the connection takes them
         self._unheard: set[int] = set()  # batches to which nobody listened, in this turn
         self._is_closed = False
         self._routes: dict[type, Route] = {}
         self._sweeping = False
+        self._sweep_due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
         self._reconnected_at = -math.inf
         self._budget = RetryBudget(clock())
         self._counted = 0  # calls that the budget has been told of
-        self._calls = self._ok = self._failed = self._retries = self._late = self._rejected = 0
+        self._queries = Queries(transport, names, sender=sender, answers_to=self._answers_to)
+        self.guard = Guard(breaker, peers, clock)
+        self._may_direct = True
+        self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS_KNOWN)
+        self._calls = self._ok = self._failed = self._retries = self._late = self._rejected = self._failovers = 0
         coalescer.owner = self
 
     async def start(self) -> None:
@@ -124,12 +139,11 @@ class Caller:
         self._is_closed = True
         for call in list(self._pending.values()):
             progress = call.trouble()
-            sent = progress.phase is Phase.SENT or progress.maybe_ran
+            sent = progress.phase in (Phase.SENT, Phase.ACCEPTED) or progress.maybe_ran
             outcome = Outcome.UNKNOWN if sent else Outcome.NOT_RUN
             self._end(call, Verdict(Code.DISCONNECTED, outcome, "the bus was closed before an answer came"))
         if self._timer is not None:
             self._timer.cancel()
-        self._waiting.clear()
         self._unsent.clear()
         if self._subscription is not None:
             await self._subscription.close()
@@ -142,6 +156,10 @@ class Caller:
             ok=self._ok,
             failed=self._failed,
             retries=self._retries,
+            failovers=self._failovers,
+            asked=self._queries.asked,
+            cancels=self._queries.cancels,
+            trips=self.guard.trips,
             late_answers=self._late,
             rejected=self._rejected,
         )
@@ -154,7 +172,8 @@ class Caller:
         message_id: str,
         timeout: float,
         trace: str | None = None,
-        target: tuple[str, str] | None = None,
+        target: Address | None = None,
+        choice: Choice | None = None,
     ) -> Call:
         """Write a request and return the call, with the future of its result.
 
@@ -165,50 +184,89 @@ class Caller:
             message_id: Its id.
             timeout: Seconds until the deadline.
             trace: W3C `traceparent`.
-            target: Service and id of the one node to ask, or None for any.
+            target: The one node to ask, or None for any. With a `choice` the one to ask first.
+            choice: Which nodes may be asked; None for all.
 
         Raises:
             DeadlineExceededError: The time was up before it could be written.
             DisconnectedError: The caller is closed.
             InvalidMessageError: A field holds what MessagePack cannot carry.
             TooLargeError: The message exceeds what the server takes.
+            CircuitOpenError: A circuit breaker holds it back.
             ConfigurationError: The class is no request.
         """
         route = self._routes.get(type(request)) or self._add_route(type(request))
         if timeout <= 0.0 or self._is_closed:
-            raise _not_taken(route.type_name, is_closed=self._is_closed)
+            raise endings.not_taken(route.type_name, is_closed=self._is_closed)
         frame = encode_frame(
             request, route.type_name, message_id, route.key_field, int(timeout * 1000.0), trace, self._max_payload
         )
+        is_bound = target is not None and choice is None
+        probes: Probes = ()
+        if self.guard.held:
+            admission = self.guard.admit(route.type_name, target if is_bound else None)
+            probes, target = admission.probes, target or admission.target
+        elif target is None and self._peers.troubled and route.type_name in self._peers.troubled:
+            target = self._peers.pick(route.type_name)
+        if not (is_bound or self._may_direct):
+            target = None
         lane = route.lane if target is None else self._lane_to(route, target)
-        call = Call(message_id, route, lane, self._create_future(), frame, self._clock() + timeout)
+        now = self._clock()
+        deadline = now + timeout
+        due = min(deadline, now + self._patience)
+        call = Call(
+            message_id, route, lane, self._create_future(), frame, deadline, due, now, target, is_bound, choice, probes
+        )
         self._pending[message_id] = call
         self._calls += 1
         if self._is_connected and not self._coalescer.is_blocked:
             call.batch = lane.add(frame)
         else:
-            call.progress = Progress(idempotent=route.idempotent)
+            attempts.after_held(call.trouble())
+            call.wake()
             if self._is_connected:
                 self._unsent.append(call)  # without a connection `reconnected` finds it among the pending
         if not self._sweeping:
             self._sweeping = True
+            self._sweep_due = now + _SWEEP_SECONDS
             self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         return call
 
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more; its answer will count as late."""
-        self._pending.pop(call.id, None)
+        if self._pending.pop(call.id, None) is not None and call.probes:
+            self.guard.end_probes(call, succeeded=None)
 
-    def _write_again(self, call: Call, remaining: float) -> None:
-        """Write a call with what is left of its time and its next attempt."""
+    def _write_again(self, call: Call, now: float) -> Address | None:
+        """Write a call with what is left of its time and its next attempt; return the node it was addressed to."""
         progress = call.trouble()
-        progress.attempt += 1
-        progress.phase = Phase.SENT
+        target = call.target if call.is_bound else self._next_node(call)
+        if target is None and call.choice is not None:
+            self._end(call, attempts.after_no_choice(progress))
+            return None
+        call.lane = call.route.lane if target is None else self._lane_to(call.route, target)
+        attempts.after_write(progress, now, self._patience, None if target is None else target[1])
+        call.wake()
         self._retries += progress.attempt > 1
         frame = msgspec.structs.replace(
-            _decode_frame(call.frame), remaining_ms=max(0, int(remaining * 1000.0)), attempt=progress.attempt
+            _decode_frame(call.frame),
+            remaining_ms=max(0, int((call.deadline - now) * 1000.0)),
+            attempt=max(1, progress.attempt),
         )
         call.batch = call.lane.add(_encode(frame))
+        return target
+
+    def _next_node(self, call: Call) -> Address | None:
+        """Return where the next attempt goes: a node that is live; None for the queue group.
+
+        The queue group would give a share of the calls to a node that is dead and has not been evicted.
+        """
+        progress = call.trouble()
+        type_name = call.route.type_name
+        is_any_fine = not (progress.avoid or progress.silences or call.choice or type_name in self._peers.troubled)
+        if (is_any_fine and not self.guard.held) or not self._may_direct:
+            return None
+        return self._peers.pick(type_name, (*progress.avoid, *self.guard.held_nodes()), call.choice)
 
     def _add_route(self, cls: type) -> Route:
         options = options_of(cls)
@@ -230,10 +288,15 @@ class Caller:
         self._routes[cls] = route
         return route
 
-    def _lane_to(self, route: Route, target: tuple[str, str]) -> Lane:
-        service, node_id = target
-        subject = self._names.node_request(service, node_id, route.type_name)
-        return self._coalescer.lane(subject, self._seal, returnable=True)
+    def _lane_to(self, route: Route, target: Address) -> Lane:
+        lane = route.directed.get(target)
+        if lane is None:
+            if len(route.directed) >= _MAX_DIRECTED:
+                route.directed.clear()
+            subject = self._names.node_request(*target, route.type_name)
+            lane = route.directed[target] = self._coalescer.lane(subject, self._seal, returnable=True)
+        lane.limit = route.lane.limit
+        return lane
 
     def _seal(self, number: int, frames: Sequence[bytes], _: float) -> tuple[bytes, str]:
         payload = join_batch(Kind.MESSAGES, (self._sender, self._answers_to, number), frames)
@@ -243,24 +306,24 @@ class Caller:
     # -- answers -------------------------------------------------------------------------------------------
 
     def _on_inbox(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
-        if headers is not None and headers.get(STATUS_HEADER) == NO_RESPONDERS and not payload:
-            self._on_no_responders(subject)
-            return
-        if headers is not None and ERROR_CODE_HEADER in headers:
-            self._on_rejected_batch(subject, headers)
+        if headers is not None and self._is_about_a_batch(subject, payload, headers):
             return
         if subject != self._answers_to:
             self._rejected += 1  # a stream that captures the request subject acknowledges here: not ours
             return
         try:
-            if self._gate.kind(payload) != Kind.ANSWERS:
+            kind = self._gate.kind(payload)
+            if kind == Kind.ANSWERS:
+                self._on_answers(self._gate.answers(payload))
+            elif kind == Kind.ACCEPTED:
+                self._on_accepted(self._gate.ids(payload))
+            else:
                 self._rejected += 1
-                return
-            batch = self._gate.answers(payload)
         except GateError as error:
             self._rejected += 1
             self._log.warn("gate", "an answer was not let in: %s", error)
-            return
+
+    def _on_answers(self, batch: AnswerBatch) -> None:
         take = self._pending.pop
         ok, ok_status = 0, int(Status.OK)
         route: Route | None = None
@@ -276,9 +339,11 @@ class Caller:
             try:
                 result = Ok(route.decode(frame.body))
             except DECODE_ERRORS as error:
-                self._fail(call, _not_a_reply(call, frame, error))
+                self._fail(call, endings.not_a_reply(call, frame, error))
                 continue
             ok += 1
+            if call.probes:
+                self.guard.end_probes(call, succeeded=True)
             future = call.future
             if not future.done():
                 future.set_result(result)
@@ -286,40 +351,63 @@ class Caller:
         if route is not None:
             route.handler_seconds = smoothed(route.handler_seconds, batch.head.handler_us * 1e-6)
             route.lane.limit = grain(route.handler_seconds, len(self._pending), self._coalescer.max_frames)
+            if self.guard.is_watching:
+                self.guard.answered(route.type_name, batch.head.sender, len(batch.frames))
+
+    def _is_about_a_batch(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> bool:
+        """Act on what the server or a node says about a batch as a whole; return whether it was that."""
+        if headers.get(STATUS_HEADER) == NO_RESPONDERS and not payload:
+            self._on_no_responders(subject)
+        elif ERROR_CODE_HEADER in headers:
+            self._on_rejected_batch(subject, headers)
+        else:
+            return False
+        return True
+
+    def _on_accepted(self, batch: IdBatch) -> None:
+        """A node has these calls, and they are not done yet."""
+        now = self._clock()
+        node = batch.head.sender
+        for message_id in batch.frames:
+            call = self._pending.get(message_id)
+            if call is not None:
+                attempts.after_accepted(call.trouble(), now, node)
+                call.wake()
 
     def _on_fault(self, call: Call, frame: AnswerFrame) -> None:
         """Handle an answer other than OK; the call is no longer pending."""
-        now = self._clock()
         progress = call.trouble()
-        if frame.status == Status.BUSY:
-            self._count_for_budget()
-            verdict = attempts.after_busy(progress, now, self._budget, self._rng)
-            if verdict is None:
-                self._pending[call.id] = call
-                self._waiting.add(call)
-            else:
-                self._fail(call, self._err(call, verdict, frame.node))
-            return
-        if frame.status == Status.EXPIRED:
-            self._fail(call, self._err(call, attempts.after_expired(progress), frame.node))
+        if frame.status in _NOT_RUN:
+            self._on_not_run(call, frame)
             return
         try:
             fault = _decode_fault(frame.body)
         except DECODE_ERRORS as error:
-            self._fail(call, _not_a_reply(call, frame, error))
+            self._fail(call, endings.not_a_reply(call, frame, error))
             return
-        self._fail(
-            call,
-            Err(
-                fault.code,
-                fault.message,
-                fault.details,
-                _outcome(frame.status, fault.code, progress),
-                fault.retryable,
-                progress.attempt,
-                frame.node,
-            ),
-        )
+        self._fail(call, endings.of_fault(frame, fault, progress))
+
+    def _on_not_run(self, call: Call, frame: AnswerFrame) -> None:
+        """Handle what a node says that has not run a call: another attempt may follow."""
+        progress = call.trouble()
+        now, node = self._clock(), frame.node
+        verdict: Verdict | None = None
+        if attempts.is_old(progress, node) or (frame.status == Status.LOST and progress.phase is not Phase.ACCEPTED):
+            self._late += 1
+        elif frame.status == Status.EXPIRED:
+            verdict = attempts.after_expired(progress, now, node)
+        else:
+            self._count_for_budget()
+            if frame.status == Status.BUSY:
+                verdict = attempts.after_busy(progress, now, node, self._budget, self._rng)
+            else:
+                self.guard.node_failed(call, node)
+                verdict = attempts.after_lost(progress, now, node, self._budget)
+        if verdict is None:
+            self._pending[call.id] = call
+            call.wake()
+        else:
+            self._fail(call, endings.of_last_word(call, verdict, frame))
 
     def _batch_of(self, subject: str) -> int:
         """Return the batch whose number ends this reply subject; 0 if it is none of ours."""
@@ -351,33 +439,90 @@ class Caller:
             if call.trouble().phase is not Phase.SENT:
                 continue
             verdict = attempts.after_no_responders(call.trouble(), now, self._reconnected_at, self._rng)
-            if verdict is None:
-                self._waiting.add(call)
-            else:
+            call.wake()
+            if verdict is not None:
                 self._end(call, verdict)
 
     # -- time and connection -------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
         now = self._clock()
-        for call in [call for call in self._pending.values() if call.deadline <= now]:
-            self._end(call, attempts.after_deadline(call.trouble(), connected=self._is_connected))
-        if self._waiting and self._is_connected and not self._coalescer.is_blocked:
-            self._write_due(now)
+        if now - self._sweep_due < _LATE_SECONDS:
+            self._look_at([call for call in self._pending.values() if call.due <= now], now)
         self._count_for_budget()
         if self._pending:
             delay = max(_SWEEP_SECONDS, len(self._pending) * _SWEEP_SECONDS_PER_CALL)
+            self._sweep_due = now + delay
             self._timer = self._loop.call_later(delay, self._sweep)
         else:
-            self._waiting.clear()
             self._sweeping = False
 
-    def _write_due(self, now: float) -> None:
-        for call in [call for call in self._waiting if call.trouble().due <= now or call.id not in self._pending]:
-            self._waiting.discard(call)
-            if call.id in self._pending:
-                call.trouble().due = math.inf
-                self._write_again(call, call.deadline - now)
+    def _look_at(self, calls: list[Call], now: float) -> None:
+        """Do what time asks for: end calls, write them again, ask nodes about them."""
+        ask: dict[Address, list[str]] = {}
+        cancel: dict[Address, list[str]] = {}
+        for call in calls:
+            progress = call.trouble()
+            if call.deadline <= now:
+                self._end(call, attempts.after_deadline(progress, connected=self._is_connected))
+                continue
+            if not self._is_connected or self._coalescer.is_blocked:
+                continue  # it stays due
+            is_silent, node = progress.phase is Phase.SENT, progress.node
+            step = attempts.after_silence(progress, now, self._budget, self._deaths_since(progress.since))
+            call.wake()
+            if step is Step.ASK:
+                self._add_to(ask, node, call)
+            elif step is Step.GIVE_UP:
+                self._end(call, attempts.after_deaths(progress))
+            elif step is Step.WRITE:
+                target = self._write_again(call, now)
+                if is_silent:
+                    self._failovers += 1
+                    if node is not None:
+                        self.guard.node_failed(call, node)
+                    self._cancel_elsewhere(cancel, call, node, target)
+        self._queries.ask(ask)
+        self._queries.cancel(cancel)
+
+    def _add_to(self, ids_of: dict[Address, list[str]], node: str | None, call: Call) -> None:
+        address = None if node is None else self._peers.address(node)
+        if address is not None:
+            ids_of.setdefault(address, []).append(call.id)
+
+    def _cancel_elsewhere(
+        self, cancel: dict[Address, list[str]], call: Call, node: str | None, target: Address | None
+    ) -> None:
+        """Note that whoever may hold a silent call, and is not asked again, need not start it."""
+        if node is not None:
+            self._add_to(cancel, node, call)
+            return
+        for address in self._peers.doubtful(call.route.type_name):
+            if address != target:
+                cancel.setdefault(address, []).append(call.id)
+
+    def node_died(self, node_id: str) -> None:
+        """A node is dead: what it has goes elsewhere at once."""
+        now = self._clock()
+        self._deaths.append(now)
+        cancel: dict[Address, list[str]] = {}
+        for call in [call for call in self._pending.values() if call.node == node_id]:
+            progress = call.trouble()
+            if progress.phase not in (Phase.SENT, Phase.ACCEPTED):
+                continue
+            self.guard.node_failed(call, node_id)
+            verdict = attempts.after_death(progress, now, node_id)
+            call.wake()
+            self._add_to(cancel, node_id, call)  # it may be frozen, and go on
+            if verdict is not None:
+                self._end(call, verdict)
+            elif progress.idempotent:
+                self._failovers += 1
+        if self._is_connected:
+            self._queries.cancel(cancel)
+
+    def _deaths_since(self, since: float) -> int:
+        return sum(died >= since for died in self._deaths)
 
     def _count_for_budget(self) -> None:
         self._budget.calls(self._calls - self._counted)
@@ -387,6 +532,7 @@ class Caller:
         """The coalescer gives back what the connection did not take."""
         for call in self._calls_in(numbers):
             attempts.after_held(call.trouble())
+            call.wake()
             self._unsent.append(call)
 
     def on_refused(self, number: int, error: CatgaError) -> None:
@@ -405,7 +551,7 @@ class Caller:
                 return
             call = self._unsent.popleft()
             if call.id in self._pending and call.trouble().phase is Phase.UNSENT:
-                self._write_again(call, call.deadline - now)
+                self._write_again(call, now)
 
     def disconnected(self) -> None:
         """The connection was lost: note what may have run."""
@@ -413,19 +559,35 @@ class Caller:
         self._coalescer.drop()
         for call in self._pending.values():
             attempts.after_disconnect(call.trouble())
-        self._waiting.clear()
+            call.wake()
 
     def reconnected(self) -> None:
-        """The connection is back: write again what may be written again."""
+        """The connection is back: write again what may be written again, and ask after the rest."""
         self._is_connected = True
         self._max_payload = self._transport.max_payload
-        self._reconnected_at = self._clock()
-        self._unsent = deque(call for call in self._pending.values() if call.trouble().phase is Phase.UNSENT)
+        now = self._reconnected_at = self._clock()
+        ask: dict[Address, list[str]] = {}
+        self._unsent.clear()
+        for call in self._pending.values():
+            progress = call.trouble()
+            step = attempts.after_reconnect(progress, now, self._patience)
+            call.wake()
+            if step is Step.WRITE:
+                self._unsent.append(call)
+            elif step is Step.ASK:
+                self._add_to(ask, progress.node, call)
+        self._queries.ask(ask)
         self.on_room()
 
     def denied(self, subject: str) -> None:
-        """The server refuses a subject: end the calls that were written to it."""
+        """The server refuses a subject: end the calls that were written to it, or send them another way."""
+        now = self._clock()
         for call in [call for call in self._pending.values() if call.lane.subject == subject]:
+            if subject != call.route.subject and not call.is_bound:
+                self._may_direct = False  # this user may use the queue groups only
+                attempts.after_not_permitted(call.trouble(), now)
+                call.wake()
+                continue
             self.forget(call)
             self._failed += 1
             if not call.future.done():
@@ -439,48 +601,11 @@ class Caller:
     # -- ends ----------------------------------------------------------------------------------------------
 
     def _end(self, call: Call, verdict: Verdict) -> None:
-        self.forget(call)
-        self._fail(call, self._err(call, verdict, None))
-
-    def _err(self, call: Call, verdict: Verdict, node: str | None) -> Err:
-        return Err(
-            str(verdict.code),
-            f"{call.route.type_name}: {verdict.message}",
-            None,
-            verdict.outcome,
-            verdict.outcome is Outcome.NOT_RUN and verdict.code not in (Code.INVALID_MESSAGE, Code.TOO_LARGE),
-            call.attempts,
-            node,
-        )
+        self._pending.pop(call.id, None)
+        self._fail(call, endings.of_verdict(call, verdict, None))
 
     def _fail(self, call: Call, result: Err) -> None:
         self._failed += 1
+        self.guard.ended(call, result)
         if not call.future.done():
             call.future.set_result(result)
-
-
-def _outcome(status: int, code: str, progress: Progress) -> Outcome:
-    if status == Status.REFUSED:
-        return Outcome.REFUSED
-    if status == Status.INVALID:
-        return attempts.after_invalid(progress)
-    # A handler that was cut off at its own time-out may have done anything.
-    return Outcome.UNKNOWN if code == Code.TIMEOUT else Outcome.FAILED
-
-
-def _not_taken(type_name: str, *, is_closed: bool) -> CallError:
-    if is_closed:
-        return DisconnectedError(f"{type_name}: the bus was closed before it was sent", outcome=Outcome.NOT_RUN)
-    text = f"{type_name}: the connection was behind until the deadline"
-    return DeadlineExceededError(text, outcome=Outcome.NOT_RUN)
-
-
-def _not_a_reply(call: Call, frame: AnswerFrame, error: BaseException) -> Err:
-    return Err(
-        str(Code.HANDLER_ERROR),
-        f"{call.route.type_name}: node {frame.node} answered what the message does not promise: {explain(error)}",
-        None,
-        Outcome.FAILED,
-        attempts=call.attempts,
-        node=frame.node,
-    )

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from catga_bus.requests.attempts import Phase, Progress
+from catga_bus.requests.peers import Address, Choice
+from catga_bus.resilience.circuit_breaker import BreakerKey
 from catga_bus.result import Err, Ok
 from catga_bus.transport.coalescer import Lane
 
@@ -22,6 +24,9 @@ class Route(msgspec.Struct, eq=False):
     lane: Lane
     handler_seconds: float = 0.0
     """Moving mean of the time in the handler, as answers tell it."""
+
+    directed: dict[Address, Lane] = msgspec.field(default_factory=dict)
+    """Lanes to single nodes; a cache."""
 
 
 class Call(msgspec.Struct, eq=False, gc=False):
@@ -41,17 +46,56 @@ class Call(msgspec.Struct, eq=False, gc=False):
     deadline: float
     """Instant of the monotonic clock."""
 
+    due: float
+    """When time itself is the next event: the deadline, or before that the instant at which silence is trouble."""
+
+    began: float
+    """When it was made."""
+
+    target: Address | None = None
+    """The node that the first attempt is addressed to; None for any."""
+
+    is_bound: bool = False
+    """Whether the caller named that node: it goes to no other."""
+
+    choice: Choice | None = None
+    """Which nodes may take it; None for all."""
+
+    probes: tuple[tuple[BreakerKey, int], ...] = ()
+    """The half-open breakers that it is a probe of."""
+
     batch: int = 0
     """The number of the batch that it was last written with; 0 if it was not."""
 
     progress: Progress | None = None
-    """None while all is well: written once and not lost."""
+    """None while all is well: written once, not lost, and the answer not late."""
 
     def trouble(self) -> Progress:
         """Return the facts that decisions rest on, from the first trouble on."""
         if self.progress is None:
-            self.progress = Progress(idempotent=self.route.idempotent, phase=Phase.SENT, attempt=1)
+            self.progress = Progress(
+                deadline=self.deadline,
+                idempotent=self.route.idempotent,
+                is_bound=self.is_bound,
+                phase=Phase.SENT,
+                attempt=1,
+                since=self.began,
+                node=self.node,
+                due=self.due,
+            )
         return self.progress
+
+    def wake(self) -> None:
+        """Take over when time is the next event, after `progress` has changed."""
+        if self.progress is not None:
+            self.due = min(self.deadline, self.progress.due)
+
+    @property
+    def node(self) -> str | None:
+        """The id of the node that has it or that it was addressed to, as far as is known."""
+        if self.progress is not None:
+            return self.progress.node
+        return None if self.target is None else self.target[1]
 
     @property
     def attempts(self) -> int:
@@ -70,6 +114,18 @@ class CallerStatistics(msgspec.Struct, frozen=True):
 
     retries: int
     """Attempts after the first."""
+
+    failovers: int
+    """Of these, attempts after the silence or the death of a node."""
+
+    asked: int
+    """Times that the node which had accepted a call was asked what became of it."""
+
+    cancels: int
+    """Times that a node was told to forget a call which another one got."""
+
+    trips: int
+    """Times that a circuit breaker has opened."""
 
     late_answers: int
     """Answers to calls that had ended."""

@@ -1,6 +1,7 @@
 """The answering side of the request lane: lets batches in, hands them to the dispatcher, and sends the answers."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,12 @@ from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.failures import describe
 from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
+from catga_bus.pulse import Pulse
 from catga_bus.rarely import RareLog
 from catga_bus.requests.inboxes import Inboxes
+from catga_bus.requests.kept import KeptAnswers
+from catga_bus.requests.notices import Notices
+from catga_bus.requests.thaw import Thaw
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
 from catga_bus.wire import (
@@ -23,11 +28,14 @@ from catga_bus.wire import (
     ERROR_HEADER,
     QUEUE_RPC,
     Fault,
+    IdBatch,
     Kind,
     MessageBatch,
+    MessageFrame,
     Names,
     Status,
     join_batch,
+    join_ids,
     token,
 )
 
@@ -38,6 +46,10 @@ _HEADER_BYTES = 1_024  # of an error: at most 576 characters of code and text, a
 
 _encode = msgspec.msgpack.Encoder().encode
 _FULL = Fault(Code.OVERLOADED, "the intake is full", retryable=True)
+_LEAVING = Fault(Code.OVERLOADED, "the node is about to leave", retryable=True)
+_LOST = Fault(Code.TIMEOUT, "the node does not know the message, or no longer")
+_ID_IN_USE = Fault(Code.INVALID_MESSAGE, "another caller's message with this id is running: ids must be unique")
+_RAN = (Status.OK, Status.REFUSED, Status.FAILED)  # what another attempt would do again
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -60,6 +72,18 @@ class ResponderStatistics(msgspec.Struct, frozen=True):
     answers_dropped: int
     """Refusals that found the way back full."""
 
+    notices: int
+    """Requests whose caller was told that they have arrived, because the answer took longer."""
+
+    joined: int
+    """Copies of a request that was still running, or whose answer was kept: not run again."""
+
+    cancelled: int
+    """Requests that had not started when their caller went elsewhere: not run."""
+
+    gaps: int
+    """Times that the event loop stood still for so long that what arrived meanwhile was taken as old."""
+
 
 class Responder:
     """Answers requests.
@@ -75,6 +99,8 @@ class Responder:
         service: The service that this node belongs to.
         node_id: The id of this node.
         default_timeout: Seconds for requests that do not say how long their caller waits.
+        kept_bytes: The most bytes of answers kept for callers that ask again.
+        pulse: Tells when the event loop stood still.
         clock: Monotonic seconds.
     """
 
@@ -91,6 +117,8 @@ class Responder:
         service: str,
         node_id: str,
         default_timeout: float,
+        kept_bytes: int,
+        pulse: Pulse,
         clock: Clock,
     ) -> None:
         self._transport = transport
@@ -109,8 +137,16 @@ class Responder:
         self._by_token: dict[str, str] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._known_inboxes: set[str] = set()
-        self._directed: Subscription | None = None
+        self._own: list[Subscription] = []  # the subjects of this node alone
+        self._is_leaving = False
+        self._running: dict[str, Delivery] = {}  # taken in and not answered
+        self._noticed: set[str] = set()  # of these, those whose caller knows that they are here
+        self._notices = Notices(self._running, self._tell_accepted, clock)
+        self._kept = KeptAnswers(kept_bytes, clock)
+        self._pulse = pulse
+        self._thaw = Thaw(transport, dispatcher)
         self._batches = self._requests = self._rejected = self._dropped = 0
+        self._told = self._joined = self._cancelled = 0
 
     def add(self, station: Station, encode_json: Callable[[Any], bytes]) -> None:
         """Take on a request type."""
@@ -119,24 +155,48 @@ class Responder:
         self._dispatcher.add(station)
 
     async def start(self) -> None:
-        """Subscribe: this node's own subject first, so that who finds it by a type can also address it."""
-        own = self._names.node(self._service, self._node_id)
-        self._directed = await self._transport.subscribe(own, self._on_request)
+        """Subscribe: this node's own subjects first, so that who finds it by a type can also address it."""
+        service, node_id, names = self._service, self._node_id, self._names
+        for subject, sink in (
+            (names.node_requests(service, node_id), self._on_request),
+            (names.node_status(service, node_id), self._on_status),
+            (names.node_cancel(service, node_id), self._on_cancel),
+        ):
+            self._own.append(await self._transport.subscribe(subject, sink))
         for type_name, endpoint in self._endpoints.items():
             subject = self._names.request(type_name)
             endpoint.subscription = await self._transport.subscribe(subject, self._on_request, queue=QUEUE_RPC)
 
     async def stop_intake(self) -> None:
-        """Take no more requests; those that have arrived are still answered."""
+        """Take no more requests: what still comes is answered busy, what has come is still answered."""
+        self._is_leaving = True
         for endpoint in self._endpoints.values():
             if endpoint.subscription is not None:
                 await endpoint.subscription.close()
-        if self._directed is not None:
-            await self._directed.close()
+
+    async def close(self) -> None:
+        """Be deaf."""
+        self._notices.close()
+        await self._thaw.close()
+        for subscription in self._own:
+            await subscription.close()
+
+    def on_gap(self, seconds: float) -> None:
+        """The event loop stood still for so long: what arrived meanwhile is old."""
+        self._thaw.begin(seconds)
 
     def statistics(self) -> ResponderStatistics:
         """Return the counts so far."""
-        return ResponderStatistics(self._batches, self._requests, self._rejected, self._dropped)
+        return ResponderStatistics(
+            self._batches,
+            self._requests,
+            self._rejected,
+            self._dropped,
+            self._told,
+            self._joined,
+            self._cancelled,
+            self._thaw.count,
+        )
 
     # -- in ------------------------------------------------------------------------------------------------
 
@@ -170,24 +230,33 @@ class Responder:
         frames = batch.frames
         self._batches += 1
         self._requests += len(frames)
-        endpoints, admit, settle = self._endpoints, self._dispatcher.admit, self._settle
         now = self._clock()
-        default = self._default_timeout
-        endpoint = None if allowed is None else endpoints[allowed]
+        if now - self._pulse.last > self._pulse.limit:
+            self._pulse.beat(now)
         lane = self._lane(inbox, allowed or "")
+        if self._is_leaving or allowed is None:
+            self._refuse_all(lane, frames)
+            return
+        endpoint, running, admit, settle = self._endpoints[allowed], self._running, self._dispatcher.admit, self._settle
+        counted_from = now - self._thaw.gap  # nobody knows when in the gap it came
+        default = self._default_timeout
         alone = len(frames) == 1
+        again: list[str] = []
         for frame in frames:
-            if endpoint is None or frame.type != allowed:
-                self._refuse(lane, frame.id, Status.INVALID, self._unknown(frame.type))
+            message_id = frame.id
+            if frame.type != allowed:
+                self._refuse(lane, message_id, Status.INVALID, self._unknown(frame.type))
+                continue
+            if (message_id in running or frame.attempt > 1) and self._is_known(frame, lane, again):
                 continue
             body = frame.body
             if not alone:
                 body = body.copy()  # else one slow message would keep the bytes of all its batch mates
             remaining = frame.remaining_ms
-            deadline = now + (default if remaining is None else remaining * 0.001)
+            deadline = counted_from + (default if remaining is None else remaining * 0.001)
             delivery = Delivery(
                 endpoint.station,
-                frame.id,
+                message_id,
                 frame.key,
                 frame.attempt,
                 frame.trace,
@@ -198,9 +267,104 @@ class Responder:
                 settle,
                 lane,
             )
-            if not admit(delivery):
-                self._refuse(lane, frame.id, Status.BUSY, _FULL)
+            if admit(delivery):
+                running[message_id] = delivery
+            else:
+                self._refuse(lane, message_id, Status.BUSY, _FULL)
+        if again:
+            self._tell_accepted(inbox, [message_id for message_id in again if message_id in running])
+            self._transport.push()  # before the handler runs: it may be one that kills its process
+        self._notices.watch(now, inbox, frames)
         self._dispatcher.wake()
+
+    def _is_known(self, frame: MessageFrame, lane: Lane, again: list[str]) -> bool:
+        """Whether a request is here already, or was: then it joins what runs, or gets the same answer.
+
+        The caller of a later attempt is told at once that it is here: it has waited, or lost a node, before.
+        """
+        message_id = frame.id
+        known = self._running.get(message_id)
+        if known is not None and known.target.subject != lane.subject:
+            self._refuse(lane, message_id, Status.INVALID, _ID_IN_USE)
+            return True
+        answer = self._kept.find(message_id, lane.subject) if known is None else None
+        if answer is not None:
+            lane.add(answer)
+        elif frame.attempt > 1 or known is not None:
+            again.append(message_id)
+        is_known = known is not None or answer is not None
+        self._joined += is_known
+        return is_known
+
+    def _refuse_all(self, lane: Lane, frames: Sequence[MessageFrame]) -> None:
+        for frame in frames:
+            if self._is_leaving:
+                self._refuse(lane, frame.id, Status.BUSY, _LEAVING)
+            else:
+                self._refuse(lane, frame.id, Status.INVALID, self._unknown(frame.type))
+
+    # -- what callers ask and say about requests -----------------------------------------------------------
+
+    def _on_status(self, subject: str, payload: bytes, reply: str, _: Mapping[str, str] | None) -> None:
+        """Say of each id that it is here, or send its answer again, or say that it is not known."""
+        batch = self._ids_in(subject, payload, Kind.STATUS)
+        if batch is None:
+            return
+        inbox = batch.head.reply or ""
+        lane = self._lane(inbox, "")
+        here: list[str] = []
+        for message_id in batch.frames:
+            delivery = self._running.get(message_id)
+            if delivery is not None and delivery.target.subject == inbox:
+                here.append(message_id)
+                continue
+            answer = self._kept.find(message_id, inbox)
+            if answer is None:
+                self._refuse(lane, message_id, Status.LOST, _LOST)
+            elif not self._answers.is_full:
+                lane.add(answer)
+        if here:
+            self._tell_accepted(inbox, here)
+
+    def _on_cancel(self, subject: str, payload: bytes, reply: str, _: Mapping[str, str] | None) -> None:
+        """Drop what has not started: another node has it."""
+        batch = self._ids_in(subject, payload, Kind.CANCEL)
+        if batch is None:
+            return
+        for message_id in batch.frames:
+            delivery = self._running.get(message_id)
+            if delivery is None or delivery.target.subject != batch.head.reply or delivery.task is not None:
+                continue
+            self._cancelled += 1
+            self._done(message_id)
+            delivery.settle = _settle_silently
+            delivery.deadline = -math.inf
+
+    def _ids_in(self, subject: str, payload: bytes, kind: Kind) -> IdBatch | None:
+        try:
+            if self._gate.kind(payload) == kind:
+                batch = self._gate.ids(payload)
+                inbox = batch.head.reply
+                if inbox is not None and (inbox in self._known_inboxes or self._allow(inbox)):
+                    return batch
+        except GateError as error:
+            self._log.warn("gate", "what came on %r was not let in: %s", subject, error)
+        self._rejected += 1
+        return None
+
+    def _tell_accepted(self, inbox: str, ids: list[str]) -> None:
+        self._told += len(ids)
+        self._noticed.update(ids)
+        payload = join_ids(Kind.ACCEPTED, (self._node_id,), ids)
+        self._publish(inbox, payload, None)
+
+    def _done(self, message_id: str) -> bool:
+        """Forget a request that is settled; return whether its caller knew that it was here."""
+        self._running.pop(message_id, None)
+        if message_id not in self._noticed:
+            return False
+        self._noticed.discard(message_id)
+        return True
 
     def _allow(self, inbox: str) -> bool:
         if not self._inboxes.allow(inbox):
@@ -232,6 +396,8 @@ class Responder:
             frame = self._fault_frame(delivery.id, _not_encodable(delivery, error))
         if len(frame) + BATCH_OVERHEAD > self._transport.max_payload:
             frame = self._fault_frame(delivery.id, _too_large(delivery, len(frame), self._transport.max_payload))
+        if self._done(delivery.id) and status in _RAN:
+            self._kept.keep(delivery.id, lane.subject, frame)
         lane.add(frame)
         lane.sums += seconds
 
@@ -277,10 +443,10 @@ class Responder:
             target=(reply, endpoint),
             json=True,
         )
-        if self._dispatcher.admit(delivery):
+        if not self._is_leaving and self._dispatcher.admit(delivery):
             self._dispatcher.wake()
         elif not self._answers.is_full:
-            self._answer_json_fault(reply, _FULL)
+            self._answer_json_fault(reply, _LEAVING if self._is_leaving else _FULL)
 
     def _settle_json(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
         del seconds  # a lone client has no grain to set
@@ -319,6 +485,10 @@ class Responder:
         self._log.warn("gate", "a request was not let in: %s", reason)
         if self._inboxes.allow(reply) and not self._answers.is_full:
             self._answer_json_fault(reply, Fault(Code.INVALID_MESSAGE, reason))
+
+
+def _settle_silently(delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
+    """Nobody waits for it here any more."""
 
 
 def _json_fault(fault: Fault) -> tuple[bytes, dict[str, str]]:

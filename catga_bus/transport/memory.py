@@ -98,6 +98,11 @@ class MemoryTransport:
         return self._options.urls[0] if self._options.urls else ""
 
     @property
+    def subjects(self) -> list[str]:
+        """The subjects without wildcards that somebody listens to, on any connection of the broker."""
+        return self._link.broker.subjects() if self._link is not None else []
+
+    @property
     def sink_errors(self) -> int:
         """Messages whose sink raised, since the beginning."""
         return self._link.sink_errors if self._link is not None else 0

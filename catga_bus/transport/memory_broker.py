@@ -314,6 +314,11 @@ class MemoryBroker:
                     self._forget(link)
             return bool(self._links)
 
+    def subjects(self) -> list[str]:
+        """Return the subjects without wildcards that somebody listens to."""
+        with self.lock:
+            return [subject for subject, interests in self._exact.items() if interests]
+
     def subscribe(self, subscription: MemorySubscription) -> None:
         """Take an interest; it is in force when this returns, or when the connection is back."""
         subject = subscription.subject

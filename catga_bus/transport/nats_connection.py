@@ -88,6 +88,9 @@ class NatsConnection:
         self.max_payload = ServerInfo().max_payload
         """Bytes; the default of nats-server until a server has said what it takes."""
 
+        self.tls_required = False
+        """Whether the server takes no connection in the clear."""
+
         self.sink_errors = 0
         """Messages whose sink raised."""
 
@@ -421,6 +424,7 @@ class NatsConnection:
     def on_info(self, info: ServerInfo) -> None:
         """Take note of the limits, of the cluster's servers, and of a server that will stop."""
         self.max_payload = info.max_payload
+        self.tls_required = info.tls_required
         if self._server is not None and info.connect_urls:
             self._dialer.pool.learn(info.connect_urls, self._server)
         if info.ldm:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from catga_bus.errors import ConfigurationError, DisconnectedError, Outcome, TooLargeError
 from catga_bus.transport.base import ConnectionOptions, Sink, TransportEvents
 from catga_bus.transport.nats_connection import NatsConnection, State
+from catga_bus.transport.nats_credentials import wants_tls
 from catga_bus.transport.nats_protocol import Encoder, encode_headers
 from catga_bus.transport.nats_servers import redacted
 from catga_bus.transport.validation import checked_subject
@@ -87,6 +88,11 @@ class NatsTransport:
     def url(self) -> str:
         """The server in use, without credentials; the first seed before the first connection."""
         return self._connection.url
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the connection is one over TLS."""
+        return self._connection.tls_required or self.url.startswith("tls://") or wants_tls(self._options)
 
     @property
     def sink_errors(self) -> int:

@@ -21,7 +21,7 @@ from catga_bus.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.nats
 
-PATIENCE = 60.0  # seconds until a run counts as hanging; a good one takes about two
+PATIENCE = 60.0  # seconds until a run counts as hanging; a good one takes two, with faults about eight
 
 
 class Demo:
@@ -132,9 +132,33 @@ def test_the_execution_log_of_three_nodes_adds_up_to_the_file(demo, small):
     assert run.survivors() == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_a_node_is_killed_and_another_frozen_and_no_request_fails(demo, small, nodes):
+    run = demo("--data", small, "--rate", "300", "--nodes", str(nodes), "--json")
+    code, out, err = run.end()
+    report = json.loads(out)
+    assert (code, report["problems"]) == (0, []), err
+    assert report["answered"] == 1_500
+    assert report["failures"] == {}
+    assert report["executions"] == report["file"]
+    killed, frozen = report["faults"]
+    assert (killed["kind"], frozen["kind"]) == ("killed", "frozen")
+    assert killed["node"] != frozen["node"]
+    # Orders of magnitude only: half a second is aimed at, and this machine may be busy.
+    assert killed["noticed_after"] < 3
+    assert frozen["noticed_after"] < 3 <= frozen["mended_after"]
+    assert report["replacement"]["node"] == f"flight-desk-{nodes + 1}"
+    lines = {node["node"]: node["lines"]["flights"] for node in report["nodes"]}
+    assert lines[killed["node"]] > 0
+    assert lines[report["replacement"]["node"]] > 0
+    assert sum(lines.values()) >= 1_500
+    assert run.survivors() == []
+
+
 async def test_a_paced_run_on_a_running_server_tells_its_progress(demo, small):
     async with EmbeddedServer() as server:
-        run = demo("--data", small, "--rate", "500", "--nodes", "2", "--url", server.url, keep=False)
+        run = demo("--data", small, "--rate", "500", "--nodes", "2", "--no-faults", "--url", server.url, keep=False)
         code, out, err = await asyncio.to_thread(run.end)
     assert code == 0
     assert out.splitlines()[-1] == "verdict: equal"
@@ -188,6 +212,14 @@ def test_a_server_that_is_not_there_ends_with_3_and_the_address(demo, small):
         (["--rate", "-1"], "rate must be 0 (flat out) to 1,000,000 requests per second, got -1.0"),
         (["--nodes", "0"], "nodes must be 1 to 64, got 0"),
         (["--in-flight", "5000"], "in_flight must be 1 to 4,096, got 5000"),
+        (
+            ["--faults", "--rate", "0"],
+            "faults need a rate above 0 and 2 nodes or more, got rate 0.0 and 3 nodes; or say --no-faults",
+        ),
+        (
+            ["--faults", "--nodes", "1"],
+            "faults need a rate above 0 and 2 nodes or more, got rate 2000.0 and 1 nodes; or say --no-faults",
+        ),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(demo, words, said):
@@ -225,6 +257,23 @@ def test_an_interrupted_run_leaves_no_process_behind(demo, number):
     assert run.survivors() == []
 
 
+def test_a_run_that_is_interrupted_while_a_node_is_frozen_leaves_no_process_behind(demo, small):
+    run = demo("--data", small, "--rate", "300")
+    run.wait_for_executions(50)
+    run.wait_until(lambda: any(is_stopped(process) for process in run.family.values()))
+    run.process.send_signal(signal.SIGTERM)
+    code, out, _ = run.end()
+    assert (code, out) == (130, "")
+    assert run.survivors() == []
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:  # killed, as one of them is
+        return False
+
+
 def test_a_killed_run_leaves_no_process_behind(demo):
     run = demo("--rate", "300")
     run.wait_for_executions(50)
@@ -233,7 +282,7 @@ def test_a_killed_run_leaves_no_process_behind(demo):
 
 
 def test_a_node_that_dies_is_told_and_the_run_still_ends(demo, small):
-    run = demo("--data", small, "--rate", "500")
+    run = demo("--data", small, "--rate", "500", "--no-faults")
     run.wait_for_executions(100)
     victim = next(p for p in run.family.values() if "flight-desk-2" in p.cmdline())
     victim.kill()

@@ -12,6 +12,8 @@ import msgspec
 from catga_bus import (
     BlockingBus,
     BlockingContext,
+    BreakerOptions,
+    Bulkhead,
     Bus,
     CallError,
     CallNext,
@@ -23,6 +25,7 @@ from catga_bus import (
     Ok,
     Outcome,
     Outgoing,
+    RateLimiter,
     Request,
     Result,
     Router,
@@ -287,6 +290,17 @@ class Audit:
 
 
 assert_type(bus.middleware(Audit()), Audit)
+bus.middleware(stamp, side="outbound")
+assert_type(bus.middleware(RateLimiter(rate=50.0, only=(Quote, Ticked)), side="outbound"), RateLimiter)
+assert_type(router.middleware(Bulkhead(max_running=8, max_waiting=16)), Bulkhead)
+BreakerOptions(failure_rate=0.5, open_seconds=2.0)
+
+
+@bus.handler(
+    concurrency=64, middleware=[RateLimiter(rate=100.0, burst=10, max_wait=0.5), Bulkhead(max_running=8), audit]
+)
+async def limited(request: FrozenQuote) -> Price:
+    return Price(1)
 
 
 async def short(message: Any, call_next: CallNext) -> Result:
@@ -297,6 +311,12 @@ def middleware_of_another_shape_is_found() -> None:
     bus.middleware(short)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     bus.middleware(stamp)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     bus.middleware(side="outbound")(audit)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+    bus.middleware(audit, side="outbound")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    bus.handler(middleware=[stamp])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    RateLimiter(100.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RateLimiter(rate="100/s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Bulkhead(max_waiting=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    BreakerOptions(rate=0.5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def routers_are_included() -> None:

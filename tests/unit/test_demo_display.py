@@ -3,8 +3,11 @@
 import io
 import sys
 
+import msgspec
+
 from catga_bus.demo.display import PlainDisplay, SilentDisplay, display_for, summary
-from catga_bus.demo.progress import Progress
+from catga_bus.demo.faults import Moment, What
+from catga_bus.demo.progress import Progress, answer_rates
 
 PROGRESS = Progress(
     total=27_004,
@@ -27,6 +30,39 @@ def test_a_line_holds_all_figures():
     assert summary(PROGRESS) == (
         "3,004 of 27,004  2,003/s  17 in flight  p50 0.50 ms  p99 2.25 ms  desk-1 33%  desk-2 67%  4 failed"
     )
+
+
+def test_a_line_tells_what_befell_a_node_even_one_that_has_not_answered():
+    moments = (
+        Moment(0.4, "desk-2", What.KILLED),
+        Moment(0.9, "desk-2", What.FAULTED),
+        Moment(1.4, "desk-3", What.STARTED),
+    )
+    assert summary(msgspec.structs.replace(PROGRESS, failed=0, moments=moments)).endswith(
+        "desk-1 33%  desk-2 67% (killed at 0.4 s, seen as faulted)  desk-3 0% (started at 1.4 s)"
+    )
+
+
+def test_rates_are_those_between_two_looks():
+    later = msgspec.structs.replace(PROGRESS, seconds=2.0, per_node={"desk-1": 1_100, "desk-2": 2_000, "desk-3": 7})
+    assert answer_rates(PROGRESS, later) == {"desk-1": 200.0, "desk-2": 0.0, "desk-3": 14.0}
+    assert answer_rates(PROGRESS, PROGRESS) == {"desk-1": 0.0, "desk-2": 0.0}
+
+
+def test_a_picture_shows_who_is_killed_and_how_fast_the_others_answer():
+    stream = Terminal()
+    killed = Moment(1.6, "desk-2", What.KILLED)
+    with display_for(stream) as display:
+        display.update(PROGRESS)
+        display.update(
+            msgspec.structs.replace(
+                PROGRESS, seconds=1.75, answered=3_050, per_node={"desk-1": 1_050, "desk-2": 2_000}, moments=(killed,)
+            )
+        )
+    last = stream.getvalue().rpartition("desk-1")[2]
+    assert "200/s" in last
+    assert "0/s" in last
+    assert "killed at 1.6 s" in last
 
 
 def test_a_line_before_the_first_answer_holds_dashes():
@@ -54,6 +90,15 @@ def test_a_terminal_gets_a_picture_with_all_figures():
     assert not isinstance(display, PlainDisplay)
     for part in ("three [nodes]", "3004/27004", "17", "0.50 ms", "2.25 ms", "desk-2", "67%"):
         assert part in stream.getvalue()
+
+
+def test_a_line_that_is_said_above_the_picture_leaves_it_as_it_is():
+    stream = Terminal()
+    with display_for(stream) as display:
+        display.update(PROGRESS)
+        display.say("[bold]three nodes[/]")
+    assert "[bold]three nodes[/]" in stream.getvalue()
+    assert stream.getvalue().count("[bold]") == 1
 
 
 def test_a_terminal_without_rich_gets_lines(monkeypatch):

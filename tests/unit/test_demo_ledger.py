@@ -1,14 +1,17 @@
 """The execution log: written in whole lines by many, read strictly, judged without mercy."""
 
+import mmap
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from catga_bus.demo.data import SHIPPED, Figures, Flight, read_flights
 from catga_bus.demo.ledger import (
+    LINE_BYTES,
     Execution,
     ExecutionLog,
     LedgerError,
@@ -42,7 +45,44 @@ def test_each_execution_is_one_write_of_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda _, line: written.append(line) or len(line))
     with ExecutionLog(tmp_path / "log") as log:
         log.append(Execution("id-1", "desk-1", 7, None, 100))
-    assert written == [b'["id-1","desk-1",7,null,100]\n']
+    assert [line.rstrip() for line in written] == [b'["id-1","desk-1",7,null,100]']
+
+
+def test_no_line_lies_across_two_pages_of_memory(tmp_path):
+    path = tmp_path / "log"
+    with ExecutionLog(path) as log:
+        log.append(Execution("id", "desk", 0, None, 1))
+        log.append(Execution("i" * 64, "d" * 64, 999_999, -1_000, 100_000))
+    assert [len(line) for line in path.read_bytes().splitlines(keepends=True)] == [LINE_BYTES, LINE_BYTES]
+    assert mmap.PAGESIZE % LINE_BYTES == 0
+
+
+def test_a_line_that_is_too_long_to_stay_whole_is_refused(tmp_path):
+    with ExecutionLog(tmp_path / "log") as log, pytest.raises(LedgerError, match="at most 256 stay in one piece"):
+        log.append(Execution("i" * 256, "desk", 0, None, 1))
+    assert (tmp_path / "log").read_bytes() == b""
+
+
+def test_a_writer_that_is_killed_leaves_whole_lines(tmp_path):
+    path = tmp_path / "executions.jsonl"
+    program = (
+        "import itertools, sys; from pathlib import Path;"
+        "from catga_bus.demo.ledger import Execution, ExecutionLog;"
+        "log = ExecutionLog(Path(sys.argv[1]));"
+        "[log.append(Execution(f'id-{n}', 'desk', n, n, n)) for n in itertools.count()]"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program, str(path)])
+    deadline = time.monotonic() + 60
+    try:
+        while not (path.exists() and path.stat().st_size > 100 * LINE_BYTES):
+            assert writer.poll() is None
+            assert time.monotonic() < deadline
+    finally:
+        writer.kill()
+        writer.wait(60)
+    rows = [execution.row for execution in read_executions(path)]
+    assert rows == list(range(len(rows)))
+    assert len(rows) > 100
 
 
 def test_processes_that_write_at_the_same_time_tear_no_line(tmp_path):

@@ -86,6 +86,26 @@ def test_a_frozen_process_lives_and_goes_on_when_thawed(make):
     wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
 
 
+def test_the_system_says_whether_a_process_stands_still(make):
+    node = make(UNTIL_EOF)
+    assert not node.is_stopped
+    node.start()
+    wait_until(lambda: is_up(node))
+    assert not node.is_stopped
+    node.freeze()
+    wait_until(lambda: node.is_stopped)
+    assert node.is_stopped  # to look does not take it away
+    assert node.is_running
+    node.thaw()
+    wait_until(lambda: not node.is_stopped)
+    node.freeze()
+    wait_until(lambda: node.is_stopped)
+    node.kill()
+    assert node.wait(10)
+    assert not node.is_stopped
+    assert node.exit_code == -9
+
+
 def test_a_frozen_process_is_terminated_too(make):
     node = make(UNTIL_EOF)
     node.start()
@@ -121,6 +141,15 @@ def test_leaving_the_block_ends_all_processes_even_stubborn_ones(make, monkeypat
     assert [node.exit_code for node in nodes] == [-15, -9]
 
 
+def test_a_spare_is_not_started_but_ended_if_somebody_has(make):
+    node, spare, unused = make(UNTIL_EOF, "desk-1"), make(UNTIL_EOF, "desk-2"), make(UNTIL_EOF, "desk-3")
+    with running([node], [spare, unused]):
+        assert not spare.is_running
+        spare.start()
+        wait_until(lambda: is_up(spare))
+    assert [node.exit_code, spare.exit_code, unused.exit_code] == [-15, -15, None]
+
+
 def test_an_error_in_the_block_ends_all_processes(make):
     node = make(UNTIL_EOF)
     with pytest.raises(KeyboardInterrupt), running([node]):
@@ -139,7 +168,7 @@ def test_an_interrupt_while_processes_are_ending_kills_them(make):
             raise KeyboardInterrupt
         return 0.0
 
-    with pytest.raises(KeyboardInterrupt), running([node], clock):
+    with pytest.raises(KeyboardInterrupt), running([node], clock=clock):
         wait_until(lambda: is_up(node))
     assert node.exit_code == -9
 

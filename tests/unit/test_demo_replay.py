@@ -1,5 +1,6 @@
 """The whole flight desk inside one process, over the memory broker."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from catga_bus.bus import Bus
-from catga_bus.demo import replay
+from catga_bus.demo import day, faults, node, replay
 from catga_bus.demo.data import SHIPPED, Flight, read_flights
+from catga_bus.demo.day import Faults, NodeNotReadyError, gone_in_every_view, replay_day
 from catga_bus.demo.display import Display, SilentDisplay
+from catga_bus.demo.faults import plan_faults
 from catga_bus.demo.ledger import ExecutionLog, read_executions
 from catga_bus.demo.messages import Closing, RecordFlight
 from catga_bus.demo.node import SERVICE, FlightDesk, open_desk
 from catga_bus.demo.progress import Progress, ReplayResult
-from catga_bus.demo.replay import NodeNotReadyError, replay_day
 from catga_bus.demo.report import make_report
 from catga_bus.result import Err
 
@@ -108,7 +110,7 @@ async def test_a_desk_that_is_closed_refuses_flights(url, path, flights):
 
 async def test_a_replay_gives_up_when_too_much_fails(url, path, flights, monkeypatch):
     monkeypatch.setattr(replay, "MAX_FAILURES", 40)
-    monkeypatch.setattr(replay, "SETTLE_TIMEOUT", 0.1)  # no flight is announced here
+    monkeypatch.setattr(day, "SETTLE_TIMEOUT", 0.1)  # no flight is announced here
     async with desks(url, path), Bus("client", url=url) as client:
         await client.broadcast(Closing(0))
         result = await replayed(url, flights)
@@ -118,7 +120,7 @@ async def test_a_replay_gives_up_when_too_much_fails(url, path, flights, monkeyp
 
 
 async def test_a_node_that_never_answers_is_named(url, path, flights, monkeypatch):
-    monkeypatch.setattr(replay, "READY_TIMEOUT", 0.2)
+    monkeypatch.setattr(day, "READY_TIMEOUT", 0.2)
     async with desks(url, path, NODES[:1]):
         with pytest.raises(NodeNotReadyError, match="flight-desk-2 did not answer within"):
             await replayed(url, flights)
@@ -128,3 +130,94 @@ async def test_a_node_that_has_ended_is_named_at_once(url, path, flights):
     async with desks(url, path, NODES[:1]):
         with pytest.raises(NodeNotReadyError, match="flight-desk-2 ended before it was ready"):
             await replayed(url, flights, living=False)
+
+
+class Willing:
+    """A process that does nothing but tell the watch what a bus would see."""
+
+    def __init__(self, node: str, seen: asyncio.Queue[tuple[str, str]]) -> None:
+        self.exit_code: int | None = None
+        self.is_stopped = False
+        self._node = node
+        self._seen = seen
+
+    def start(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.exit_code = -9
+        self._seen.put_nowait((self._node, "faulted"))
+
+    def freeze(self) -> None:
+        self.is_stopped = True
+        self._seen.put_nowait((self._node, "suspect"))
+
+    def thaw(self) -> None:
+        self.is_stopped = False
+        self._seen.put_nowait((self._node, "online"))
+        self._seen.put_nowait(("somebody-else", "faulted"))
+
+
+async def test_a_node_is_gone_when_every_observer_says_so(url, path, monkeypatch):
+    seen = {"flight-desk-1": iter(["online", "faulted"]), "flight-desk-2": iter(["suspect", "suspect", "left"])}
+    asked: list[str] = []
+
+    def statuses(bus: Bus, service: str) -> dict[str, str]:
+        asked.append(bus.node_id)
+        return {"flight-desk-9": next(seen[bus.node_id])}
+
+    monkeypatch.setattr(node, "statuses", statuses)
+    async with desks(url, path), Bus("client", url=url) as client:
+        assert await gone_in_every_view(client, "flight-desk-9", NODES)
+    assert sorted(asked) == ["flight-desk-1"] * 2 + ["flight-desk-2"] * 3
+
+
+async def test_a_node_that_one_observer_still_sees_is_not_gone(url, path, monkeypatch):
+    monkeypatch.setattr(day, "VIEWS_TIMEOUT", 0.1)
+    monkeypatch.setattr(
+        node, "statuses", lambda bus, _: {"flight-desk-9": "faulted"} if bus.node_id == NODES[0] else {}
+    )
+    async with desks(url, path), Bus("client", url=url) as client:
+        assert not await gone_in_every_view(client, "flight-desk-9", NODES)
+
+
+async def test_faults_befall_the_nodes_while_the_replay_runs(url, path, flights, monkeypatch):
+    monkeypatch.setattr(faults, "REPLACE_AFTER", 0.02)
+    monkeypatch.setattr(faults, "FREEZE_SECONDS", 0.05)
+    seen: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+    async def watch(_: Bus) -> AsyncIterator[tuple[str, str]]:
+        while True:
+            yield await seen.get()
+
+    monkeypatch.setattr(day, "watch_statuses", watch)
+    monkeypatch.setattr(node, "statuses", lambda *_: dict.fromkeys(NODES, "faulted"))
+    replacement = f"{SERVICE}-3"
+    processes = {node: Willing(node, seen) for node in (*NODES, replacement)}
+    said: list[str] = []
+
+    class Listening(SilentDisplay):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    async with desks(url, path, [*NODES, replacement]):
+        result = await replay_day(
+            url,
+            "catga",
+            flights,
+            NODES,
+            rate=1_000,
+            in_flight=32,
+            display=Listening(),
+            is_running=lambda node: processes[node].exit_code is None,
+            faults=Faults(plan_faults(NODES, replacement), processes),
+        )
+    report = make_report(result, read_executions(path), flights)
+    assert report.problems == []
+    assert [fault.node for fault in report.faults] == ["flight-desk-2", "flight-desk-1"]
+    assert report.faults[0].at < report.faults[1].at < report.seconds
+    assert result.totals["flight-desk-2"] is None  # it was killed, as far as anybody knows
+    assert result.totals[replacement] is not None
+    assert all(fault.unanimous_after is not None for fault in report.faults)
+    assert len(said) == len(result.faults.moments) >= 9
+    assert not any("somebody-else" in text for text in said)

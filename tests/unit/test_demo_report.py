@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from catga_bus.demo.data import SHIPPED, Figures, Flight, read_flights
+from catga_bus.demo.failover import CallTimes
+from catga_bus.demo.faults import FaultPlan, FaultRecord, Moment, What
 from catga_bus.demo.ledger import Execution
 from catga_bus.demo.messages import NodeTotals
 from catga_bus.demo.progress import Progress, ReplayResult
@@ -45,7 +47,10 @@ def result_of(executions: list[Execution], **changes) -> ReplayResult:
         p99_ms=None,
         per_node={"desk-1": 500, "desk-2": 500, "desk-3": 500},
     )
-    result = ReplayResult(progress=progress, failures={}, announcements=98, totals=remembered(executions))
+    times = CallTimes()
+    for call in range(1_500):
+        times.add(call / 2_000, call / 2_000 + 0.0005)
+    result = ReplayResult(progress=progress, failures={}, announcements=98, totals=remembered(executions), times=times)
     return msgspec.structs.replace(result, **changes)
 
 
@@ -139,3 +144,67 @@ def test_a_node_without_totals_is_a_problem(flights):
     assert not report.is_success
     assert "node desk-3 did not tell its totals" in report.problems
     assert "closing heard: by 2 of 3 nodes" in text_of(report)
+
+
+FAULTS = FaultRecord(
+    plan=FaultPlan(killed="desk-2", replacement="desk-4", frozen="desk-3", spares=1),
+    moments=(
+        Moment(0.2, "desk-2", What.KILLED),
+        Moment(0.25, "desk-2", What.FAULTED),
+        Moment(0.26, "desk-2", What.UNANIMOUS),
+        Moment(0.3, "desk-4", What.STARTED),
+        Moment(0.4, "desk-4", What.READY),
+        Moment(0.45, "desk-3", What.FROZEN),
+        Moment(0.5, "desk-3", What.SUSPECT),
+        Moment(0.7, "desk-3", What.THAWED),
+    ),
+    exit_code=-9,
+    was_stopped=True,
+)
+
+
+def test_a_run_with_faults_tells_what_they_cost_and_is_a_success(flights):
+    executions = executed(flights)
+    executions.append(msgspec.structs.replace(executions[1], node="desk-1"))  # desk-2 died before it could answer
+    executions.append(msgspec.structs.replace(executions[0], node="desk-4"))  # no fault explains this one
+    totals = remembered(executions) | {"desk-2": None}
+    per_node = {"desk-1": 501, "desk-2": 499, "desk-3": 500}
+    progress = msgspec.structs.replace(result_of(executions).progress, per_node=per_node)
+    report = make_report(result_of(executions, progress=progress, totals=totals, faults=FAULTS), executions, flights)
+    assert report.problems == []
+    lines = text_of(report).splitlines()
+    assert lines[3:14] == [
+        "node    answered  share  logged  remembered",
+        "desk-1       501  33.4%     501         501",
+        "desk-2       499  33.3%     500      killed",
+        "desk-3       500  33.3%     500         500",
+        "desk-4         0   0.0%       1           1",
+        "",
+        "fault              at  mended after  noticed after  faulted after  in all views  failover  longest gap",
+        "desk-2 killed  0.20 s        0.20 s         0.05 s         0.05 s        0.06 s    0.00 s       0.00 s",
+        "desk-3 frozen  0.45 s        0.25 s         0.05 s              -             -    0.00 s       0.00 s",
+        "desk-4 took the place of the killed node, ready after 0.10 s",
+        "",
+    ]
+    assert "ran twice: 2 requests, 1 of them on a node that was killed or frozen" in lines
+    assert "closing heard: by 3 of 3 nodes (at most once)" in lines
+    assert json.loads(json_of(report))["faults"][0]["noticed_after"] == pytest.approx(0.05)
+
+
+def test_a_fault_that_nobody_noticed_is_a_problem(flights):
+    executions = executed(flights)
+    unnoticed = msgspec.structs.replace(FAULTS, moments=FAULTS.moments[:1] + FAULTS.moments[3:])
+    report = make_report(result_of(executions, faults=unnoticed), executions, flights)
+    assert report.equal
+    assert report.problems == ["nobody noticed that node desk-2 was killed"]
+
+
+def test_an_answer_without_a_line_is_a_problem_even_of_a_killed_node(flights):
+    executions = executed(flights)
+    totals = remembered(executions) | {"desk-2": None}
+    del executions[1]  # of desk-2, and desk-1 runs it again
+    executions.append(Execution("id-1", "desk-1", 1, flights[1].dep_delay, flights[1].distance))
+    totals["desk-1"] = remembered(executions)["desk-1"]
+    report = make_report(result_of(executions, totals=totals, faults=FAULTS), executions, flights)
+    assert report.equal
+    assert report.problems == ["node desk-2 answered 500 requests, but logged 499"]

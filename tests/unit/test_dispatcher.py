@@ -17,6 +17,7 @@ from catga_bus.clock import monotonic
 from catga_bus.dispatch.deliveries import Delivery, Slots, Station
 from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.failures import describe, refused
+from catga_bus.pulse import GAP, TICK, Pulse
 from catga_bus.testing import eventually
 from catga_bus.wire import Status
 
@@ -37,7 +38,14 @@ class Rig:
 
     def __init__(self, *, intake: int = 1_000) -> None:
         self.settled: list[Settled] = []
-        self.dispatcher = Dispatcher(lambda _: None, clock=monotonic, intake=intake, intake_bytes=1_000_000)  # type: ignore[arg-type,return-value]
+        self.pulse = Pulse(monotonic, lambda gap: self.dispatcher.pause("gap"))
+        self.dispatcher = Dispatcher(
+            lambda _: None,  # type: ignore[arg-type,return-value]
+            pulse=self.pulse,
+            clock=monotonic,
+            intake=intake,
+            intake_bytes=1_000_000,
+        )
 
     def station(
         self,
@@ -543,3 +551,16 @@ async def test_a_handler_that_closes_is_not_cancelled_by_it() -> None:
     rig.deliver(rig.station(handle), "other", "closer")
     await rig.all_settled(2)
     assert {one: status for one, status, _ in rig.settled} == {"other": Status.FAILED, "closer": Status.OK}
+
+
+async def test_what_is_ready_when_the_loop_goes_on_after_a_gap_waits_if_somebody_pauses(rig: Rig) -> None:
+    async def entry(message: str) -> str:
+        return message
+
+    rig.pulse.last -= TICK + GAP + 1.0
+    rig.deliver(rig.station(entry), "1", "2")
+    await eventually(lambda: monotonic() - rig.pulse.last < 1.0)
+    assert rig.ids == []
+    rig.dispatcher.resume("gap")
+    await rig.all_settled(2)
+    assert rig.ids == ["1", "2"]

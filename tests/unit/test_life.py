@@ -100,7 +100,7 @@ async def test_draining_while_it_starts_waits_for_the_start(url: str, monkeypatc
 
 async def test_draining_while_a_start_fails_ends_with_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bus = Shop(url)
-    monkeypatch.setattr("catga_bus.bus.Node", lambda *_: 1 / 0)
+    monkeypatch.setattr("catga_bus.bus.Node", lambda *_, **__: 1 / 0)
     start, go = await slow_start(bus, monkeypatch)
     drain = asyncio.create_task(bus.drain())
     await eventually(lambda: bus._draining)
@@ -142,7 +142,7 @@ async def test_closing_while_it_connects_to_a_server_leaves_no_connection(nats_s
 async def test_a_start_that_fails_late_closes_what_it_opened(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    monkeypatch.setattr("catga_bus.bus.Node", lambda *_: 1 / 0)
+    monkeypatch.setattr("catga_bus.bus.Node", lambda *_, **__: 1 / 0)
     bus = Shop(nats_server.url if scheme == "nats" else "embedded://")
     with pytest.raises(ZeroDivisionError):
         await bus.start()

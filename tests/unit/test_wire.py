@@ -11,19 +11,23 @@ import pytest
 from catga_bus import wire
 from catga_bus.codec import Gate, GateError
 from catga_bus.errors import ConfigurationError
-from catga_bus.wire import Kind, Names, Status, join_batch, service_subjects, token
+from catga_bus.wire import Kind, Names, Status, join_batch, join_ids, service_subjects, token
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden_wire.json").read_text())
 PAYLOADS: dict[str, Any] = GOLDEN["payloads"]
 ADDITIONS = "additions"
+IDS = (Kind.ACCEPTED, Kind.CANCEL, Kind.STATUS)
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
 HEX_BLOCK = re.compile(r"```hex (\S+)\n(.*?)```\n.*?```json\n(.*?)\n```", re.DOTALL)
 
 
-def taken_apart(payload: bytes) -> tuple[int, list[Any], list[list[Any]]]:
+def taken_apart(payload: bytes) -> tuple[int, list[Any], list[Any]]:
     """Kind, head and frames of a payload, bodies decoded, as plain values."""
     gate = Gate()
     kind = gate.kind(payload)
+    if kind in IDS:
+        ids = gate.ids(payload)
+        return kind, [getattr(ids.head, name) for name in ids.head.__struct_fields__], ids.frames
     batch = gate.messages(payload) if kind == Kind.MESSAGES else gate.answers(payload)
     frames = []
     for frame in batch.frames:
@@ -54,6 +58,8 @@ def test_golden_bytes_are_written(name: str) -> None:
     payload = join_batch(Kind(golden["kind"]), tuple(golden["head"]), frames)
 
     assert payload.hex() == golden["hex"]
+    if golden["kind"] in IDS:
+        assert join_ids(Kind(golden["kind"]), tuple(golden["head"]), golden["frames"]) == payload
 
 
 def test_golden_bytes_hold_an_answer_of_every_status() -> None:
@@ -99,12 +105,23 @@ def test_golden_subjects() -> None:
         "request": names.request("Quote"),
         "all_requests": names.all_requests(),
         "node_request": names.node_request(*node, "Quote"),
-        "node": names.node(*node),
+        "node_requests": names.node_requests(*node),
+        "node_status": names.node_status(*node),
+        "node_cancel": names.node_cancel(*node),
         "tick": names.tick("Tick"),
         "broadcast": names.broadcast("PricesChanged"),
         "request_with_dots": names.request("shop.v2.Quote"),
         "service_ping": list(service_subjects("PING", *node)),
     }
+
+
+def test_subjects_of_liveness() -> None:
+    names, node = Names("team"), ("shop.eu", "shop-1")
+
+    assert names.heartbeat("shop.1") == "team.nodes.shop=2E1"
+    assert names.heartbeats() == "team.nodes.*"
+    assert names.all_directed() == "team.to.>"
+    assert names.node_ping(*node) == "team.to.shop=2Eeu.shop-1.ping"
 
 
 @pytest.mark.parametrize("namespace", ["", "a.b", "a b", "x" * 65, "*", "ü", "catga\n"])
@@ -224,7 +241,7 @@ def test_comments_on_the_page_name_the_values_beside_them() -> None:
             if value:
                 assert msgspec.msgpack.decode(bytes.fromhex(shown)) == json.loads(value[1]), comment
                 checked += 1
-    assert checked == 50
+    assert checked == 63
 
 
 def test_the_page_lists_every_golden_token() -> None:
@@ -236,13 +253,13 @@ def test_the_page_lists_every_golden_token() -> None:
 def test_the_page_names_every_kind_status_and_header() -> None:
     for status in Status:
         assert f"| {status.value} | {status.name.lower()} |" in PAGE
-    assert "| 0 | messages |" in PAGE
-    assert "| 1 | answers |" in PAGE
+    for kind in Kind:
+        assert f"| {kind.value} | {kind.name.lower()} |" in PAGE
     assert wire.ERROR_CODE_HEADER in PAGE
     assert wire.ERROR_HEADER in PAGE
     assert f"{wire.MAX_FRAMES:,} frames" in PAGE
     for name, subject in GOLDEN["subjects"].items():
-        if name not in ("all_requests", "node", "service_ping"):
+        if name not in ("all_requests", "service_ping"):
             assert f"`{subject}`" in PAGE
 
 

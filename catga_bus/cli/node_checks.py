@@ -1,0 +1,194 @@
+"""Decides from facts about nodes what is wrong with them. Pure."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from catga_bus.cli.findings import Finding, Level
+from catga_bus.wire import SERVICE_API
+
+_LONG_STALL: Final = 0.25
+# Seconds: requests wait as long, and a node with a longer gap has to make sure that it still takes part.
+
+_CLOCK_TOLERANCE: Final = 1.0
+# Seconds. Nothing in the bus decides by the time of day; a second is where logs and traces of several nodes become
+# hard to read together. NTP keeps hosts within a few hundredths.
+
+_UNWELL: Final = {"suspect": Level.WARNING, "faulted": Level.FAILED}
+
+
+class ClockReading(msgspec.Struct, frozen=True):
+    """How far the clock of a node is from the clock here."""
+
+    offset: float
+    """Seconds; above 0 the node's is ahead."""
+
+    error: float
+    """Seconds by which `offset` may be wrong: half of the round trip."""
+
+
+def read_clock(sent: float, at_node: float, received: float) -> ClockReading:
+    """Compare clocks by one question and its answer, as NTP does.
+
+    Args:
+        sent: When the question left, in seconds by the clock here.
+        at_node: When the node answered, in seconds by its own.
+        received: When the answer came, in seconds by the clock here.
+    """
+    return ClockReading(at_node - (sent + received) / 2, max(0.0, (received - sent) / 2))
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one node; None where nobody has said."""
+
+    node_id: str
+    service: str
+    version: str
+    types: tuple[str, ...] = ()
+    """Tokens of the request types that it handles."""
+
+    status: str | None = None
+    """`online`, `suspect`, `faulted`, `recovered`, `draining` or `left`."""
+
+    wire_versions: tuple[int, ...] | None = None
+    """Those that it reads."""
+
+    stall: float | None = None
+    """Seconds for which its event loop has been blocked."""
+
+    clock: ClockReading | None = None
+
+
+def check_nodes(nodes: Sequence[NodeFacts] | None) -> list[Finding]:
+    """Judge the nodes of a namespace, each by itself and all together; None if they could not be asked."""
+    if nodes is None:
+        fix = f"allow publish '{SERVICE_API}.INFO' to the user, or examine as an operator"
+        return [Finding("nodes", Level.UNKNOWN, "the nodes are not known", "this user may not ask for them", fix)]
+    if not nodes:
+        what = "no node answers"
+        why = "nobody would handle a request"
+        return [Finding("nodes", Level.WARNING, what, why, "start one: catga run MODULE:BUS")]
+    services = {node.service for node in nodes}
+    findings = [Finding("nodes", Level.OK, f"{_count(len(nodes), 'node')} of {_count(len(services), 'service')}")]
+    findings += _check_ids(nodes)
+    findings += _check_types(nodes)
+    findings += _check_versions(nodes)
+    findings += _check_wire(nodes)
+    findings += _check_health(nodes)
+    findings += _check_clocks(nodes)
+    return findings
+
+
+def _check_ids(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    counts: dict[str, int] = defaultdict(int)
+    for node in nodes:
+        counts[node.node_id] += 1
+    why = "answers, heartbeats and what is sent to this id reach both"
+    fix = "give each process an id of its own, or none: then it is drawn"
+    return [
+        Finding("node id", Level.FAILED, f"{count} nodes have the id {node_id!r}", why, fix)
+        for node_id, count in counts.items()
+        if count > 1
+    ]
+
+
+def _check_types(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    services: dict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        for name in node.types:
+            services[name].add(node.service)
+    why = "each gets a part of the requests that were meant for the other"
+    return [
+        Finding(
+            "types",
+            Level.FAILED,
+            f"{name} is handled by the services {' and '.join(sorted(several))}",
+            why,
+            "name one of the two differently: class X(Request[R], type_name=...)",
+        )
+        for name, several in sorted(services.items())
+        if len(several) > 1
+    ]
+
+
+def _check_versions(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    versions: dict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        versions[node.service].add(node.version)
+    why = "right while nodes are being replaced; after that some were forgotten"
+    return [
+        Finding(
+            "versions", Level.WARNING, f"service {service} runs {', '.join(sorted(several))}", why, "finish the roll"
+        )
+        for service, several in sorted(versions.items())
+        if len(several) > 1
+    ]
+
+
+def _check_wire(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    known = [set(node.wire_versions) for node in nodes if node.wire_versions is not None]
+    if not known:
+        return []
+    shared = set.intersection(*known)
+    every = set.union(*known)
+    if not shared:
+        what = f"no wire version is read by all nodes; together they read {_numbers(every)}"
+        why = "some nodes cannot read what others send"
+        return [Finding("wire", Level.FAILED, what, why, "bring all nodes to releases that share a version")]
+    if max(every) > max(shared):
+        what = f"wire {max(shared)} is spoken, because not all nodes read {max(every)}"
+        return [Finding("wire", Level.WARNING, what, "what is new in it waits for them", "update the older nodes")]
+    return [Finding("wire", Level.OK, f"all nodes read wire {max(shared)}")]
+
+
+def _check_health(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    findings = []
+    for node in nodes:
+        if node.status in _UNWELL:
+            what = f"node {node.node_id} of {node.service} is {node.status}"
+            fix = "look at its process and its log; restart it if it does not come back"
+            findings.append(Finding("status", _UNWELL[node.status], what, "callers avoid it", fix))
+        if node.stall is not None and node.stall > _LONG_STALL:
+            what = f"the event loop of node {node.node_id} of {node.service} has been blocked for {node.stall:.1f} s"
+            why = "it answers nothing meanwhile, and callers go elsewhere"
+            fix = "make the handler that blocks a `def`, which runs in a thread, or await what it waits for"
+            findings.append(Finding("stall", Level.WARNING, what, why, fix))
+    return findings
+
+
+def _check_clocks(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    readings = [(node, node.clock) for node in nodes if node.clock is not None]
+    if not readings:
+        what = "the clocks of the nodes were not compared"
+        return [Finding("clocks", Level.UNKNOWN, what, "no node has said what time it is", "update the nodes")]
+    # Most clocks are right, so the median is; the clock here may be the one that is wrong.
+    middle = statistics.median_low([clock.offset for _, clock in readings])
+    findings = [
+        _wrong_clock(f"of node {node.node_id} of {node.service}", clock.offset - middle)
+        for node, clock in readings
+        if abs(clock.offset - middle) - clock.error > _CLOCK_TOLERANCE
+    ]
+    if abs(middle) - max(clock.error for _, clock in readings) > _CLOCK_TOLERANCE:
+        findings.append(_wrong_clock("of this machine", -middle))
+    if findings:
+        return findings
+    widest = max(abs(clock.offset - middle) for _, clock in readings)
+    return [Finding("clocks", Level.OK, f"{_count(len(readings), 'clock')} differ by at most {widest:.2f} s")]
+
+
+def _wrong_clock(whose: str, offset: float) -> Finding:
+    way = "ahead of" if offset > 0 else "behind"
+    what = f"the clock {whose} is {abs(offset):,.1f} s {way} the others"
+    why = "logs and traces cannot be put in order; deadlines and failover use no clock of the day"
+    return Finding("clocks", Level.WARNING, what, why, "run an NTP client there, such as chrony")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(values)))

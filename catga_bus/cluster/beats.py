@@ -1,0 +1,107 @@
+"""A node's own words: who it is, how it is, and the bytes of its beats."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from catga_bus.cluster.records import Incarnation, NodeLoad, NodeStatus
+from catga_bus.errors import ConfigurationError
+from catga_bus.wire import MAX_BEAT_BYTES, MAX_METADATA, MAX_TYPES, VERSION, BeatLoad, Kind, join_batch
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a node is from its start to its end."""
+
+    service: str
+    id: str
+    version: str
+    metadata: Mapping[str, str]
+    zone: str | None = None
+    region: str | None = None
+    types: tuple[str, ...] = ()
+    """Request types that it handles."""
+
+    wire_versions: tuple[int, ...] = (VERSION,)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How a node is, as its event loop says; read by the thread that beats."""
+
+    is_ready: bool = False
+    in_flight: int = 0
+    intake: int = 0
+    handled: int = 0
+    breakers: tuple[str, ...] = ()
+    partitions: Mapping[int, int] = {}
+
+
+class BeatWriter:
+    """Writes the beats of one incarnation; what does not change is encoded once.
+
+    Args:
+        identity: Who beats.
+        incarnation: Which life this is.
+
+    Raises:
+        ConfigurationError: The identity does not fit a beat; the text says what to shorten.
+    """
+
+    def __init__(self, identity: Identity, incarnation: Incarnation) -> None:
+        one = identity
+        fixed: tuple[object, ...] = (
+            *(one.id, one.service, one.version, incarnation, one.types, one.wire_versions),
+            *(one.region, one.zone, dict(one.metadata)),
+        )
+        self._fixed = b"".join((bytes((0xDC, 0, _FIELDS)), *map(_encode, fixed)))
+        self._sender = one.id
+        self._seq = 0
+        check_identity(identity)
+
+    def write(
+        self,
+        status: NodeStatus,
+        report: Report,
+        *,
+        is_ready: bool,
+        interval: float,
+        stall: float,
+        load: NodeLoad,
+        utc_ms: int,
+    ) -> bytes:
+        """Return the payload of the next beat."""
+        self._seq += 1
+        counts = BeatLoad(load.in_flight, load.intake, load.handled, round(load.cpu, 3), load.memory_bytes)
+        moving = (
+            *(self._seq, status, is_ready, max(1, round(interval * 1000)), round(stall * 1000), counts),
+            *(report.partitions, utc_ms, report.breakers),
+        )
+        frame = self._fixed + _encode(moving)[1:]  # without the head of its own array
+        return join_batch(Kind.HEARTBEAT, (self._sender,), (frame,))
+
+
+_FIELDS = 18
+_SPARE_BYTES = 16_384  # of a beat: what moves, partitions and breakers
+
+
+def check_identity(identity: Identity) -> None:
+    """Refuse what does not fit a beat.
+
+    Raises:
+        ConfigurationError: Too much metadata, or too many request types.
+    """
+    if len(identity.metadata) > MAX_METADATA:
+        raise ConfigurationError(
+            f"metadata must have at most {MAX_METADATA} entries, got {len(identity.metadata)}: it is in every heartbeat"
+        )
+    if len(identity.types) > MAX_TYPES:
+        raise ConfigurationError(
+            f"a node handles at most {MAX_TYPES:,} request types, got {len(identity.types):,}; make it two services"
+        )
+    size = len(_encode((identity.types, dict(identity.metadata))))
+    if size > MAX_BEAT_BYTES - _SPARE_BYTES:
+        raise ConfigurationError(
+            f"the names of the request types and the metadata of node {identity.id!r} are {size:,} bytes, at most "
+            f"{MAX_BEAT_BYTES - _SPARE_BYTES:,} fit a heartbeat; shorten them"
+        )

@@ -1,0 +1,377 @@
+"""Discovery: how nodes hear of each other. A seam, filled for NATS and, in this process, for `memory://`."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from catga_bus.clock import Clock, utc_now
+from catga_bus.cluster.beats import Identity, Report
+from catga_bus.cluster.detector import Probe
+from catga_bus.cluster.heartbeat import Beacon, Heart, HeartThread, Vitals
+from catga_bus.cluster.records import Incarnation, NodeInfo, NodeStatus, info_of
+from catga_bus.codec import DECODE_ERRORS, Gate, GateError, explain
+from catga_bus.errors import CatgaError
+from catga_bus.rarely import RareLog
+from catga_bus.transport.base import Subscription, Transport, TransportEvents
+from catga_bus.transport.memory import MemoryTransport
+from catga_bus.wire import NO_RESPONDERS, STATUS_HEADER, Beat, Kind, Names, ping_payload
+
+
+class NodeSink(Protocol):
+    """What a discovery tells; every method is called on the event loop of the node and returns at once."""
+
+    def on_beat(self, info: NodeInfo, seq: int) -> None:
+        """A node said that it lives. A hint: anybody may have said it."""
+
+    def on_answer(self, info: NodeInfo, seq: int, number: int) -> None:
+        """A node answered the probe with this number."""
+
+    def on_no_responders(self, node_id: str, number: int) -> None:
+        """It is certain that nobody is there to answer the probe with this number."""
+
+    def on_hint(self, node_id: str) -> None:
+        """A node may be gone."""
+
+    def on_rejected(self, reason: str) -> None:
+        """Something was heard that is no beat, or not of the node whose place it came from."""
+
+
+class NodeDiscovery(Protocol):
+    """How a node hears of the others and is heard of. `start`, `settle`, `announce`, `close`, in this order.
+
+    - Beats of one node arrive in order; they may be lost, and anybody may forge one.
+    - A probe reaches only who listens on that node's own subject. It ends with one answer or more, or with
+      `on_no_responders`, or with nothing; who asks waits for as long as it likes.
+    - A node that announced hears its own beats like those of others.
+    - It beats on while the event loop of the node is blocked, if it can, and says so.
+    - Cancelling any of the calls leaves something that `close` ends.
+    """
+
+    @property
+    def sent(self) -> int:
+        """Beats sent so far."""
+        ...
+
+    async def start(self, sink: NodeSink) -> None:
+        """Listen; certain to hear what is said after this returns."""
+
+    async def settle(self) -> None:
+        """Wait until every live node has been heard: one interval after `start`, if nothing faster is certain."""
+
+    async def announce(self, identity: Identity, incarnation: Incarnation) -> None:
+        """Say that this node lives, again and again, and answer probes.
+
+        Raises:
+            CatgaError: There is no way to say it.
+        """
+
+    def tell(self, status: NodeStatus) -> None:
+        """Say a new status at once."""
+
+    def report(self, report: Report) -> None:
+        """Take what the next beats say of how the node is."""
+
+    def set_interval(self, interval: float) -> None:
+        """Beat every `interval` seconds from now on."""
+
+    def probe(self, probe: Probe) -> None:
+        """Ask a node whether it lives."""
+
+    async def close(self) -> None:
+        """Say that this node leaves, and listen no more; within a second. Closing twice is fine."""
+
+
+class BeatDiscovery:
+    """Beats over a transport: what the two discoveries share.
+
+    Args:
+        transport: The node's connection: it hears the beats and asks.
+        names: The subjects.
+        gate: Lets beats in.
+        clock: Monotonic seconds.
+        node_id: Who asks.
+        interval: Seconds between beats.
+        hints: Subject on which the server tells of closed connections, or None.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        names: Names,
+        gate: Gate,
+        clock: Clock,
+        *,
+        node_id: str,
+        interval: float,
+        hints: str | None = None,
+    ) -> None:
+        self._transport = transport
+        self._names = names
+        self._gate = gate
+        self._clock = clock
+        self._interval = interval
+        self._hints = hints
+        self._ping = ping_payload(node_id)
+        self._log = RareLog(logging.getLogger("catga_bus.cluster"), clock)
+        self._inbox = transport.new_inbox()
+        self._asked: dict[int, str] = {}  # whom each probe asks, while it has not ended
+        self._subscriptions: list[Subscription] = []
+        self._heart: Heart | None = None
+        self._sink: NodeSink
+        self._started_at = 0.0
+
+    @property
+    def sent(self) -> int:
+        """Beats sent so far."""
+        return self._heart.sent if self._heart is not None else 0
+
+    async def start(self, sink: NodeSink) -> None:
+        """Listen; see `NodeDiscovery`."""
+        self._sink = sink
+        subscribe = self._transport.subscribe
+        self._subscriptions.append(await subscribe(f"{self._inbox}.*", self._on_inbox))
+        self._subscriptions.append(await subscribe(self._names.heartbeats(), self._on_beat))
+        if self._hints is not None:
+            self._subscriptions.append(await subscribe(self._hints, self._on_disconnect_event))
+        await self._transport.flush()
+        self._started_at = self._clock()
+
+    async def settle(self) -> None:
+        """Wait until one interval has passed since the start."""
+        await asyncio.sleep(self._started_at + self._interval - self._clock())
+
+    async def announce(self, identity: Identity, incarnation: Incarnation) -> None:
+        """Beat; see `NodeDiscovery`."""
+        self._heart = heart = self._make_heart()
+        await heart.start(identity, incarnation)
+
+    def _make_heart(self) -> Heart:
+        raise NotImplementedError
+
+    def tell(self, status: NodeStatus) -> None:
+        """Say a new status at once."""
+        if self._heart is not None:
+            self._heart.tell(status)
+
+    def report(self, report: Report) -> None:
+        """Take what the next beats say of how the node is."""
+        if self._heart is not None:
+            self._heart.report = report
+
+    def set_interval(self, interval: float) -> None:
+        """Beat every `interval` seconds from now on."""
+        self._interval = interval
+        if self._heart is not None:
+            self._heart.interval = interval
+
+    def probe(self, probe: Probe) -> None:
+        """Ask a node whether it lives."""
+        if len(self._asked) >= _MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._asked[probe.number] = probe.node_id
+        subject = self._names.node_ping(probe.service, probe.node_id)
+        try:
+            self._transport.publish(subject, self._ping, reply=f"{self._inbox}.{probe.number}")
+        except CatgaError:
+            return  # without a connection there is no answer, which is what is known
+        self._transport.push()
+
+    async def close(self) -> None:
+        """Leave, and listen no more."""
+        for subscription in self._subscriptions:
+            await subscription.close()
+        self._subscriptions.clear()
+        heart, self._heart = self._heart, None
+        if heart is not None:
+            await heart.stop()
+
+    # -- what is heard -------------------------------------------------------------------------------------
+
+    def _on_beat(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        del reply, headers
+        beat = self._decode(payload)
+        if beat is None:
+            return
+        if self._names.heartbeat(beat.id) != subject:
+            self._sink.on_rejected("forged")
+            self._log.warn("forged", "a heartbeat on %s says that it is of node %r: ignored", subject, beat.id)
+            return
+        self._sink.on_beat(self._info(beat), beat.seq)
+
+    def _on_inbox(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        del reply
+        text = subject.rpartition(".")[2]
+        number = int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else -1
+        node_id = self._asked.get(number)
+        if node_id is None:
+            return  # it came too late, or was never asked
+        if headers is not None and headers.get(STATUS_HEADER) == NO_RESPONDERS and not payload:
+            del self._asked[number]
+            self._sink.on_no_responders(node_id, number)
+            return
+        beat = self._decode(payload)
+        if beat is not None and beat.id == node_id:
+            self._sink.on_answer(self._info(beat), beat.seq, number)
+        elif beat is not None:
+            self._sink.on_rejected("forged")
+
+    def _decode(self, payload: bytes) -> Beat | None:
+        """Return the beat of a payload; None, counted, if it is none."""
+        try:
+            kind = self._gate.kind(payload)
+            beats = self._gate.beats(payload).frames if kind == Kind.HEARTBEAT else ()
+        except GateError as error:
+            self._sink.on_rejected("malformed")
+            self._log.warn("gate", "a heartbeat was not let in: %s", error)
+            return None
+        if not beats:
+            self._sink.on_rejected("malformed")
+            return None
+        return beats[0]
+
+    def _info(self, beat: Beat) -> NodeInfo:
+        return info_of(beat, self._clock(), int(utc_now().timestamp() * 1000))
+
+    def _on_disconnect_event(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        """The server says that a client is gone; connections are named `catga/<id>` and `catga/<id>/beats`."""
+        del subject, reply, headers
+        try:
+            self._gate.json(payload)
+            name = msgspec.json.decode(payload, type=_DisconnectEvent).client.name
+        except DECODE_ERRORS as error:  # the gate's refusal among them
+            self._sink.on_rejected("malformed")
+            self._log.warn("hint", "an event of the server was not understood: %s", explain(error))
+            return
+        if name.startswith(_CLIENT):
+            self._sink.on_hint(name.removeprefix(_CLIENT).removesuffix(_BEATS))
+
+
+class NatsDiscovery(BeatDiscovery):
+    """Beats over a NATS server, from a thread.
+
+    Args:
+        transport: The node's connection.
+        names: The subjects.
+        gate: Lets beats in.
+        clock: Monotonic seconds.
+        vitals: How the node is.
+        allow: Whether an answer may go to a subject.
+        connect: Makes the transport of the thread.
+        node_id: Who asks.
+        interval: Seconds between beats.
+        hints: Subject on which the server tells of closed connections, or None.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        names: Names,
+        gate: Gate,
+        clock: Clock,
+        *,
+        vitals: Vitals,
+        allow: Callable[[str], bool],
+        connect: Callable[[TransportEvents], Transport],
+        node_id: str,
+        interval: float,
+        hints: str | None = None,
+    ) -> None:
+        super().__init__(transport, names, gate, clock, node_id=node_id, interval=interval, hints=hints)
+        self._vitals = vitals
+        self._allow = allow
+        self._connect = connect
+
+    def _make_heart(self) -> Heart:
+        def make(transport: Transport) -> Beacon:
+            return Beacon(transport, self._names, self._vitals, self._allow, self._interval)
+
+        return HeartThread(self._connect, make, self._interval)
+
+
+class MemoryDiscovery(BeatDiscovery):
+    """Beats over the broker of a `memory://` address, from the node's own event loop: no thread.
+
+    Its view is complete within a few turns of the event loop: the broker knows who is there, and whoever starts has
+    all others beat at once.
+
+    Args:
+        transport: The node's connection.
+        names: The subjects.
+        gate: Lets beats in.
+        clock: Monotonic seconds.
+        vitals: How the node is.
+        allow: Whether an answer may go to a subject.
+        node_id: Who asks.
+        interval: Seconds between beats.
+    """
+
+    def __init__(
+        self,
+        transport: MemoryTransport,
+        names: Names,
+        gate: Gate,
+        clock: Clock,
+        *,
+        vitals: Vitals,
+        allow: Callable[[str], bool],
+        node_id: str,
+        interval: float,
+    ) -> None:
+        super().__init__(transport, names, gate, clock, node_id=node_id, interval=interval)
+        self._broker = transport
+        self._vitals = vitals
+        self._allow = allow
+        self._beacon: Beacon | None = None
+        self._heard: set[str] = set()
+
+    async def start(self, sink: NodeSink) -> None:
+        """Listen, and have the others beat."""
+        await super().start(sink)
+        roll_call = self._names.roll_call()
+        self._subscriptions.append(await self._broker.subscribe(roll_call, self._on_roll_call))
+        self._broker.publish(roll_call, self._ping)
+
+    async def settle(self) -> None:
+        """Wait until all have been heard that the broker knows of; for an interval at most."""
+        until = self._clock() + self._interval
+        turns = 0
+        while not self._heard.issuperset(self._present()) and self._clock() < until:
+            turns += 1
+            await asyncio.sleep(0.0 if turns < _EAGER_TURNS else _PAUSE)
+
+    def _present(self) -> list[str]:
+        """The subjects on which nodes can be asked, without this node's own."""
+        begin, end = self._names.node_ping("", "").split(".=.=.")
+        return [one for one in self._broker.subjects if one.startswith(f"{begin}.") and one.endswith(f".{end}")]
+
+    def _info(self, beat: Beat) -> NodeInfo:
+        if len(self._heard) < _MAX_ASKED:
+            self._heard.add(self._names.node_ping(beat.service, beat.id))
+        return super()._info(beat)
+
+    def _on_roll_call(self, _: str, __: bytes, ___: str, ____: Mapping[str, str] | None) -> None:
+        if self._beacon is not None:
+            self._beacon.beat()
+
+    def _make_heart(self) -> Heart:
+        self._beacon = Beacon(self._broker, self._names, self._vitals, self._allow, self._interval)
+        return self._beacon
+
+
+class _DisconnectedClient(msgspec.Struct):
+    name: str = ""
+
+
+class _DisconnectEvent(msgspec.Struct):
+    client: _DisconnectedClient
+
+
+_CLIENT = "catga/"
+_BEATS = "/beats"
+_MAX_ASKED = 20_000  # twice the nodes of a view; an entry is 100 bytes
+_MAX_DIGITS = 18
+_EAGER_TURNS = 50
+_PAUSE = 0.001

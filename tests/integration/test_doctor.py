@@ -1,0 +1,376 @@
+"""`catga doctor` on the servers that we ship, and on a server that does nearly everything wrong."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catga_bus import Bus, Ok, Request
+from catga_bus.cli import examination, main
+from catga_bus.codec import Gate
+from catga_bus.embedded import EmbeddedServer
+from catga_bus.testing import eventually
+from catga_bus.transport.asking import ask
+from catga_bus.wire import PREFIX, Kind
+from tests.deployment import Client, Deployment
+from tests.servers import NatsServer, free_port, server_binary
+
+pytestmark = pytest.mark.nats
+
+BAD = """
+server_name: bad
+max_payload: 100KB
+ping_interval: "1h"
+http: "127.0.0.1:%d"
+accounts {
+  APP {
+    jetstream: enabled
+    users: [
+      { user: all, password: secret }
+      { user: poor, password: secret, permissions: {
+          publish: ["$SYS.REQ.USER.INFO"], subscribe: ["_INBOX.>"] } }
+      { user: mute, password: secret, permissions: { publish: ["nothing"], subscribe: ["_INBOX.mute.>"] } }
+    ]
+  }
+  SYS { users: [{ user: system, password: secret }] }
+}
+system_account: SYS
+no_auth_user: all
+"""
+
+SHOP = """
+from catga_bus import Bus, Event, Request
+
+bus = Bus("shop", url={url!r}, **{account!r})
+
+
+class Quote(Request[str]):
+    sku: str
+
+
+class Sold(Event, durable=False):
+    sku: str
+
+
+{more}
+
+
+@bus.handler
+async def quote(request: Quote) -> str:
+    return request.sku
+
+
+@bus.handler
+async def sold(event: Sold) -> None:
+    pass
+"""
+
+
+class Quote(Request[str]):
+    sku: str
+
+
+class Doctor:
+    """The last words of `catga doctor --json`."""
+
+    def __init__(self, code: int, said: dict[str, Any]) -> None:
+        self.code = code
+        self.counts: dict[str, int] = said["counts"]
+        self.is_ok: bool = said["ok"]
+        self.findings: list[dict[str, str]] = said["findings"]
+
+    def of(self, check: str) -> list[dict[str, str]]:
+        return [finding for finding in self.findings if finding["check"] == check]
+
+    def levels(self, check: str) -> list[str]:
+        return [finding["level"] for finding in self.of(check)]
+
+
+Examine = Callable[..., Any]
+
+
+@pytest.fixture
+def examine(capsys: pytest.CaptureFixture[str]) -> Examine:
+    """Run `catga doctor --json` in a thread, beside the nodes of the test; returns what it said."""
+
+    async def examine(*arguments: str) -> Doctor:
+        code = await asyncio.to_thread(main, ["doctor", "--json", *arguments])
+        return Doctor(code, json.loads(capsys.readouterr().out))
+
+    return examine
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    server_binary()
+    return Deployment(tmp_path_factory.mktemp("doctor"))
+
+
+@pytest.fixture(scope="module")
+def server(deployment: Deployment) -> Iterator[NatsServer]:
+    server = deployment.server()
+    with deployment.started(server):
+        yield server
+
+
+@pytest.fixture
+def bad(start_server: Callable[..., NatsServer]) -> NatsServer:
+    return start_server(BAD % free_port(), jetstream=True)
+
+
+def url_of(server: NatsServer, user: str, password: str) -> str:
+    return f"nats://{user}:{password}@{server.address}"
+
+
+def known(deployment: Deployment, server: NatsServer, user: str) -> str:
+    return url_of(server, user, deployment.password(user))
+
+
+def node(server: NatsServer, service: str = "shop", **options: Any) -> Bus:
+    bus = Bus(service, url=server.url, **options)
+
+    @bus.handler
+    async def quote(request: Quote) -> str:
+        return request.sku
+
+    return bus
+
+
+async def test_an_operator_finds_nothing_wrong_with_what_we_ship(
+    server: NatsServer, deployment: Deployment, examine: Examine
+) -> None:
+    async with node(server, **deployment.account("shop")):
+        said = await examine(
+            *("--url", known(deployment, server, "operator")),
+            *("--system-url", known(deployment, server, "monitor")),
+        )
+    assert said.code == 0
+    assert said.is_ok
+    assert said.counts["warning"] == said.counts["failed"] == 0
+    assert [one["what"] for one in said.of("pings")] == ["server catga cuts a frozen client off after 10 to 15 s"]
+    assert said.levels("permissions") == said.levels("streams") == said.levels("version") == ["ok"]
+    assert said.of("nodes")[0]["what"] == "1 node of 1 service"
+
+
+async def test_a_service_finds_that_all_it_handles_is_permitted(
+    server: NatsServer,
+    deployment: Deployment,
+    examine: Examine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    account = deployment.account("shop")
+    (tmp_path / "good_shop.py").write_text(SHOP.format(url=server.url, account=account, more=""))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = await examine(
+        "good_shop:bus", "--broadcasts", "PricesChanged", "--monitor", deployment.monitors["single.conf"]
+    )
+    assert said.levels("permissions") == ["ok"]
+    assert said.levels("pings") == ["ok"]
+    assert said.levels("nodes") == ["ok"] or "no node" in said.of("nodes")[0]["what"]
+
+
+async def test_a_service_finds_which_type_is_not_permitted(
+    server: NatsServer,
+    deployment: Deployment,
+    examine: Examine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    more = "class Secret(Request[str]): ...\n\n@bus.handler\nasync def secret(request: Secret) -> str: ...\n"
+    (tmp_path / "more_shop.py").write_text(SHOP.format(url=server.url, account=deployment.account("shop"), more=more))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = await examine("more_shop:bus", "--asks", "Refund", "--publishes", "Paid")
+    assert said.code == 1
+    assert not said.is_ok
+    fixes = {one["fix"].partition(" to the user")[0] for one in said.of("permissions")}
+    assert fixes == {
+        "allow subscribe 'catga.rpc.Secret rpc'",
+        "allow publish 'catga.rpc.Refund'",
+        "allow publish 'catga.to.*.*.rpc.Refund'",
+        "allow publish 'catga.tick.Paid'",
+    }
+
+
+async def test_the_examination_disturbs_nobody(server: NatsServer, deployment: Deployment, examine: Examine) -> None:
+    """Requests go on without a loss while it tries what it may do, and no node runs anything for it."""
+    deployment_url = known(deployment, server, "web")
+    async with (
+        node(server, **deployment.account("shop")) as service,
+        Bus("web", url=server.url, **deployment.account("web")) as caller,
+    ):
+        done = asyncio.Event()
+        results = []
+
+        async def ask_on() -> None:
+            while not done.is_set():
+                results.append(await caller.send(Quote("a")))
+
+        asking = asyncio.create_task(ask_on())
+        await eventually(lambda: len(results) > 10)
+        said = await examine("--url", deployment_url, "--asks", "Quote", "--publishes", "Sold")
+        done.set()
+        await asking
+        assert said.levels("permissions") == ["ok"]
+        assert set(results) == {Ok("a")}
+        statistics = caller.statistics().calls
+        assert statistics.retries == statistics.failed == 0
+        assert service.statistics().requests.requests == len(results)
+
+
+async def test_everything_wrong_with_a_bad_server_is_said(bad: NatsServer, examine: Examine) -> None:
+    async with Client(bad.url, {"user": "all", "password": "secret"}, "catga/test") as client:
+        stream = {"name": "EVERYTHING", "subjects": ["catga.>"], "no_ack": True}
+        made = await ask(client.transport, "$JS.API.STREAM.CREATE.EVERYTHING", json.dumps(stream).encode(), 5.0)
+        assert made is not None
+        assert b"stream_create_response" in made.payload
+        assert b"error" not in made.payload
+        async with (
+            node(bad, node_id="shop-1", version="1.0"),
+            node(bad, node_id="shop-1", version="1.1"),
+            node(bad, "store"),
+        ):
+            said = await examine(
+                *("--url", url_of(bad, "poor", "secret"), "--asks", "Quote"),
+                *("--system-url", url_of(bad, "system", "secret")),
+            )
+            assert said.code == 1
+            assert said.levels("max_payload") == ["warning"]
+            assert said.levels("pings") == ["warning"]
+            assert "7200 to 10800 s" in said.of("pings")[0]["what"]
+            assert said.levels("streams") == ["unknown"]
+            assert "may not ask" in said.of("streams")[0]["why"]
+            assert set(said.levels("permissions")) == {"failed", "warning"}
+            assert len(said.of("permissions")) == 9  # all but its inbox
+            assert said.levels("nodes") == ["unknown"]
+
+            said = await examine("--url", url_of(bad, "all", "secret"))
+            assert said.code == 1
+            assert said.levels("settings") == ["unknown"]
+            assert "--monitor" in said.of("settings")[0]["fix"]
+            assert said.levels("permissions") == ["ok"]
+            assert "stream EVERYTHING captures requests" in said.of("streams")[0]["what"]
+            assert said.of("node id")[0]["what"] == "2 nodes have the id 'shop-1'"
+            assert said.of("types")[0]["what"] == "Quote is handled by the services shop and store"
+            assert said.of("versions")[0]["what"] == "service shop runs 1.0, 1.1"
+
+
+async def test_a_user_that_may_ask_for_nothing_is_tried_out(bad: NatsServer, examine: Examine) -> None:
+    said = await examine("--url", url_of(bad, "mute", "secret"), "--asks", "Quote")
+    assert said.code == 1
+    refused = {one["what"].partition("'")[2].rstrip("'") for one in said.of("permissions")}
+    assert refused == {
+        "catga.to.mute.catga-doctor.>",
+        "catga.nodes.*",
+        "catga.nodes.catga-doctor",
+        "catga.to.mute.catga-doctor.ping",
+        "catga.to.mute.catga-doctor.status",
+        "catga.to.mute.catga-doctor.cancel",
+        "catga.to.mute.catga-doctor.rpc.Quote",
+        "catga.rpc.Quote",
+        "$SRV.PING",
+    }
+
+
+async def test_warnings_fail_only_if_asked_to(examine: Examine) -> None:
+    async with EmbeddedServer() as server:  # no nodes, no credentials
+        assert (await examine("--url", server.url)).code == 0
+        assert (await examine("--url", server.url, "--strict")).code == 1
+
+
+async def test_a_cluster_is_asked_server_by_server(tmp_path: Path, examine: Examine) -> None:
+    deployment = Deployment(tmp_path)
+    deployment.edit("cluster/n2.conf", ('server_name: "catga-n2"', 'server_name: "catga-n2"\nmax_connections: 100'))
+    deployment.edit("common.conf", ("max_connections: 2048\n", ""), ('ping_interval: "5s"\n', ""))
+    for number, interval in ((1, "5s"), (2, "6s"), (3, "5s")):
+        name = f'server_name: "catga-n{number}"'
+        deployment.edit(f"cluster/n{number}.conf", (name, f'{name}\nping_interval: "{interval}"'))
+    servers = deployment.cluster()
+    with deployment.started(*servers):
+        system = known(deployment, servers[0], "monitor")
+        operator = known(deployment, servers[0], "operator")
+        for _ in range(20):  # until the three have found each other
+            said = await examine("--url", operator, "--system-url", system)
+            if len(said.of("pings")) == 3:
+                break
+        assert sorted(one["what"].split()[1] for one in said.of("pings")) == ["catga-n1", "catga-n2", "catga-n3"]
+        assert [one["what"] for one in said.of("settings")] == [
+            "servers differ in their ping settings: 5 s x 2, 6 s x 2"
+        ]
+        assert sum("of 100 connections" in one["what"] for one in said.of("connections")) == 1
+
+
+async def test_without_a_server_it_ends_with_3_and_shows_no_password(examine: Examine) -> None:
+    said = await examine("--url", f"nats://web:hunter2@127.0.0.1:{free_port()}")
+    assert said.code == 3
+    assert said.levels("server") == ["failed"]
+    assert "hunter2" not in json.dumps(said.findings)
+
+
+async def test_wrong_credentials_end_with_3(server: NatsServer, examine: Examine) -> None:
+    said = await examine("--url", url_of(server, "web", "hunter2"))
+    assert said.code == 3
+    assert "refuses the credentials" in said.of("server")[0]["why"]
+    assert "hunter2" not in json.dumps(said.findings)
+
+
+async def test_monitoring_that_cannot_be_read_fails(
+    server: NatsServer, deployment: Deployment, examine: Examine
+) -> None:
+    url = known(deployment, server, "web")
+    said = await examine("--url", url, "--monitor", f"127.0.0.1:{free_port()}")
+    assert said.code == 1
+    assert said.levels("settings") == ["failed"]
+    said = await examine("--url", url, "--system-url", url_of(server, "monitor", "hunter2"))
+    assert said.levels("settings") == ["failed"]
+    assert said.levels("server") == ["ok"]
+    assert "hunter2" not in json.dumps(said.findings)
+    said = await examine("--url", url, "--monitor", "ftp://127.0.0.1")
+    assert "http:// or https://" in said.of("settings")[0]["what"]
+    said = await examine("--url", url, "--monitor", f"{deployment.monitors['single.conf']}/")
+    assert said.levels("pings") == ["ok"]
+
+
+@pytest.mark.parametrize("url", ["memory://x", "embedded://"])
+async def test_a_private_server_is_not_examined(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await asyncio.to_thread(main, ["doctor", "--url", url]) == 2
+    assert "nobody else's server" in capsys.readouterr().err
+
+
+async def test_a_token_in_the_address_is_taken_for_no_name(
+    start_server: Callable[..., NatsServer], examine: Examine
+) -> None:
+    server = start_server("authorization { token: s3cret }")
+    async with Client(server.url, {"token": "s3cret"}, "catga/test") as client:
+        seen: list[str] = []
+        await client.transport.subscribe(">", lambda subject, *_: seen.append(subject))
+        await client.transport.flush()
+        said = await examine("--url", f"nats://s3cret@{server.address}", "--asks", "Quote")
+        await client.transport.flush()
+    assert said.levels("permissions") == ["ok"]
+    assert seen
+    assert "s3cret" not in "".join(seen) + json.dumps(said.findings)
+
+
+async def test_people_get_a_table(
+    server: NatsServer, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = known(deployment, server, "web")
+    assert await asyncio.to_thread(main, ["doctor", "--url", url, "--asks", "Secret"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok       server ")
+    place = next(place for place, line in enumerate(lines) if line.startswith("failed   permissions"))
+    assert lines[place].endswith("this user may not publish on 'catga.rpc.Secret'")
+    assert lines[place + 1].split()[:2] == ["why", "with"]
+    assert lines[place + 2].split()[:2] == ["fix", "allow"]
+    assert lines[-1].endswith("2 failed")
+
+
+def test_the_trial_payload_is_one_that_nodes_leave() -> None:
+    assert examination._NOTHING.startswith(PREFIX)
+    assert Gate().kind(examination._NOTHING) not in set(Kind)

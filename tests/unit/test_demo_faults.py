@@ -1,0 +1,134 @@
+"""The plan of the faults and the record of what happened, by values alone."""
+
+import pytest
+
+from catga_bus.demo import faults
+from catga_bus.demo.faults import Act, Chronicle, FaultPlan, Moment, What, first, plan_faults, state_of
+
+PLAN = FaultPlan(killed="desk-2", replacement="desk-4", frozen="desk-3", spares=1)
+TIGHT = FaultPlan(killed="desk-2", replacement="desk-3", frozen="desk-1", spares=0)
+
+KILLED = Moment(3.0, "desk-2", What.KILLED)
+STARTED = Moment(4.0, "desk-4", What.STARTED)
+READY = Moment(4.5, "desk-4", What.READY)
+FROZEN = Moment(6.0, "desk-3", What.FROZEN)
+THAWED = Moment(9.0, "desk-3", What.THAWED)
+
+
+@pytest.mark.parametrize(
+    ("part", "now", "moments", "acts"),
+    [
+        (0.0, 0.0, [], []),
+        (0.24, 2.9, [], []),
+        (0.25, 3.0, [], [Act.KILL]),
+        (0.26, 3.1, [KILLED], []),
+        (0.3, 4.0, [KILLED], [Act.REPLACE]),
+        (0.31, 4.1, [KILLED, STARTED], []),
+        (0.5, 6.0, [KILLED, STARTED, READY], [Act.FREEZE]),
+        (0.5, 6.0, [KILLED, STARTED], [Act.FREEZE]),  # the third node is still there
+        (0.6, 8.9, [KILLED, STARTED, READY, FROZEN], []),
+        (0.7, 9.0, [KILLED, STARTED, READY, FROZEN], [Act.THAW]),
+        (0.8, 10.0, [KILLED, STARTED, READY, FROZEN, THAWED], []),
+        (0.5, 0.2, [], [Act.KILL, Act.FREEZE]),  # a replay faster than the plan
+    ],
+)
+def test_each_fault_has_its_time(part, now, moments, acts):
+    assert PLAN.due(part, now, moments) == acts
+
+
+def test_nothing_begins_after_the_replay_but_what_has_begun_is_mended():
+    assert PLAN.due(1.0, 20.0, []) == []
+    assert PLAN.due(1.0, 20.0, [KILLED]) == [Act.REPLACE]
+    assert PLAN.due(1.0, 20.0, [KILLED, STARTED, FROZEN]) == [Act.THAW]
+
+
+def test_with_two_nodes_the_freeze_waits_until_the_replacement_answers():
+    killed, started = Moment(3.0, "desk-2", What.KILLED), Moment(4.0, "desk-3", What.STARTED)
+    assert TIGHT.due(0.6, 5.0, [killed, started]) == []
+    assert TIGHT.due(0.6, 5.0, [killed, started, Moment(4.9, "desk-3", What.READY)]) == [Act.FREEZE]
+
+
+@pytest.mark.parametrize(
+    ("moments", "is_open"),
+    [
+        ([], False),
+        ([KILLED], True),
+        ([KILLED, STARTED], False),
+        ([KILLED, STARTED, FROZEN], True),
+        ([KILLED, FROZEN, THAWED], True),
+        ([KILLED, STARTED, FROZEN, THAWED], False),
+    ],
+)
+def test_a_fault_is_open_until_it_is_mended(moments, is_open):
+    assert PLAN.is_open(moments) is is_open
+
+
+@pytest.mark.parametrize(
+    ("nodes", "killed", "frozen", "spares"),
+    [(2, "desk-2", "desk-1", 0), (3, "desk-2", "desk-3", 1), (5, "desk-2", "desk-3", 3)],
+)
+def test_no_node_is_both_killed_and_frozen(nodes, killed, frozen, spares):
+    plan = plan_faults([f"desk-{number}" for number in range(1, nodes + 1)], "desk-9")
+    assert plan == FaultPlan(killed=killed, replacement="desk-9", frozen=frozen, spares=spares)
+
+
+class Hands:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.at = 1_000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def test_a_chronicle_tells_each_moment_in_seconds_since_the_beginning():
+    clock, told = Hands(), []
+    chronicle = Chronicle(clock, told.append)
+    clock.at += 5
+    chronicle.begin()
+    clock.at += 1.5
+    chronicle.add("desk-2", What.KILLED)
+    chronicle.add("desk-2", What.SUSPECT, at=1.75)
+    assert chronicle.now() == 1.5
+    assert list(chronicle.moments) == told
+    assert [str(moment) for moment in told] == [
+        "1.50 s: desk-2 is killed (SIGKILL)",
+        "1.75 s: desk-2 is seen as suspect",
+    ]
+
+
+def test_a_view_is_written_down_only_when_it_is_news():
+    chronicle = Chronicle(Hands())
+    for status in ("online", "online", "suspect", "suspect", "faulted", "online", "online"):
+        chronicle.see("desk-2", status)
+    chronicle.see("desk-3", "online")
+    assert [moment.what for moment in chronicle.moments] == [What.SUSPECT, What.FAULTED, What.ONLINE]
+
+
+def test_a_chronicle_does_not_grow_without_bound(monkeypatch):
+    monkeypatch.setattr(faults, "MAX_MOMENTS", 3)
+    chronicle = Chronicle(Hands())
+    for _ in range(5):
+        chronicle.add("desk-1", What.SUSPECT)
+    assert len(chronicle.moments) == 3
+
+
+def test_the_first_moment_of_a_kind_is_found_from_an_instant_on():
+    moments = [
+        Moment(1.0, "desk-2", What.SUSPECT),
+        Moment(3.0, "desk-2", What.KILLED),
+        Moment(3.1, "desk-1", What.SUSPECT),
+        Moment(3.4, "desk-2", What.SUSPECT),
+        Moment(4.0, "desk-2", What.FAULTED),
+    ]
+    assert first(moments, "desk-2", What.SUSPECT, What.FAULTED) == 1.0
+    assert first(moments, "desk-2", What.SUSPECT, What.FAULTED, since=3.0) == 3.4
+    assert first(moments, "desk-2", What.LEFT) is None
+
+
+def test_the_state_of_a_node_is_what_was_done_to_it_last_and_how_it_is_seen():
+    moments = [FROZEN, Moment(6.4, "desk-3", What.SUSPECT), Moment(7.0, "desk-3", What.FAULTED)]
+    assert state_of("desk-3", moments) == "frozen at 6.0 s, seen as faulted"
+    assert state_of("desk-3", [*moments, THAWED]) == "thawed at 9.0 s, seen as faulted"
+    assert state_of("desk-1", moments) == ""
