@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from catga_bus import Bus, Err
-from tests.chaos.history import Done, Invoke, Recorder
+from tests.chaos.history import Done, Invoke, Recorder, View
 from tests.chaos.service import Answer, Heavy, Pinned, Poison, Quick, Slow
 
 TICK = 0.005
@@ -76,6 +76,12 @@ class Caller:
         self._made = 0
         self._calls: set[asyncio.Task[None]] = set()
 
+    async def watch(self) -> None:
+        """Write down what this caller believes of the nodes, until the bus is closed."""
+        async for change in self._bus.watch_nodes():
+            if change.node is not None and change.kind != "updated":
+                self._recorder.write(View(self._clock(), self._plan.name, change.node.node_id, str(change.kind)))
+
     async def run(self, over: asyncio.Event) -> None:
         """Make calls until it is over, and wait for the end of each."""
         began = self._clock()
@@ -99,9 +105,10 @@ class Caller:
     async def _call(self, kind: str, op: str) -> None:
         cls, seconds = WORK[kind]
         plan, clock = self._plan, self._clock
-        request = cls(op, seconds(self._rng))
+        work = seconds(self._rng)
+        request = cls(op, work)
         began = clock()
-        self._recorder.write(Invoke(began, op, plan.name, kind, plan.timeout, plan.node))
+        self._recorder.write(Invoke(began, op, plan.name, kind, plan.timeout, plan.node, work))
         try:
             result = await self._bus.send(request, timeout=plan.timeout, node=plan.node)
         except Exception as error:
@@ -127,7 +134,10 @@ async def main() -> None:
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     async with Bus(plan.name, url=plan.url, namespace=plan.namespace, node_id=plan.name) as bus:
-        await Caller(plan, bus, Recorder(Path(plan.history), plan.name)).run(over)
+        caller = Caller(plan, bus, Recorder(Path(plan.history), plan.name))
+        watch = asyncio.create_task(caller.watch())
+        await caller.run(over)
+    await watch
 
 
 if __name__ == "__main__":

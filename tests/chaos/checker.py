@@ -125,7 +125,7 @@ def second_executions_are_excused(story: Story, expect: Expect) -> Iterator[str]
 def _is_excused(call: Call, first: Start, second: Start, by_target: Mapping[str, Sequence[Window]]) -> bool:
     until = min(second.t, call.ended)
     return any(
-        window.hits(first.node, first.pid, call.invoke.caller) and window.begin <= until and window.end >= first.t
+        window.hits(call, first, until)
         for target in (first.node, call.invoke.caller, EVERYBODY)
         for window in by_target.get(target, ())
     )

@@ -34,6 +34,9 @@ class Invoke(msgspec.Struct, tag="invoke", frozen=True):
     node: str | None = None
     """The one node that was asked, or None for any."""
 
+    work: float = 0.0
+    """Seconds that the handler will take."""
+
 
 class Done(msgspec.Struct, tag="done", frozen=True):
     """A call has ended."""
@@ -103,7 +106,7 @@ class View(msgspec.Struct, tag="view", frozen=True):
     observer: str
     node: str
     change: str
-    """`joined`, `updated`, `faulted`, `recovered`, `draining`, `left`."""
+    """`joined`, `suspect`, `faulted`, `recovered`, `draining`, `left`, ..."""
 
 
 Record: TypeAlias = Invoke | Done | Start | End | Fault | View

@@ -1,8 +1,8 @@
 """Figures of a run per kind of fault: calls, failures, second executions, gaps and latencies. Pure."""
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -25,14 +25,17 @@ class Figures:
     """Seconds between two successes, of the gaps that ended in this phase."""
 
     latencies: list[float] = field(default_factory=list)
-    """Seconds, of the calls that ended well."""
+    """Seconds beyond the work itself, of the calls that ended well."""
+
+    detections: list[float] = field(default_factory=list)
+    """Seconds until a caller called the node dead that the fault hit; counted in the fault's first second."""
 
     def add(self, call: Call) -> None:
         """Count a call."""
         self.calls += 1
         self.ran_twice += len(call.starts) > 1
         if call.is_ok:
-            self.latencies.append(call.ends[0].latency)
+            self.latencies.append(call.ends[0].latency - call.invoke.work)
         else:
             end = call.ends[0] if call.ends else None
             self.failed[f"{end.code} {end.outcome}" if end else "no outcome"] += 1
@@ -44,6 +47,7 @@ class Figures:
         self.ran_twice += other.ran_twice
         self.longest_gap = max(self.longest_gap, other.longest_gap)
         self.latencies += other.latencies
+        self.detections += other.detections
 
 
 Table = dict[tuple[str, str], Figures]
@@ -65,7 +69,23 @@ def tabulate(story: Story) -> Table:
     for last, then in pairwise(successes):
         figures = table[place(then)]
         figures.longest_gap = max(figures.longest_gap, then - last)
+    for window, seconds in _detections(story):
+        table[window.kind, "first second"].detections.append(seconds)
     return dict(table)
+
+
+def _detections(story: Story) -> Iterator[tuple[Window, float]]:
+    """Yield each fault of a node with the time until each caller called it dead for the first time."""
+    latest: dict[str, Window] = {}
+    told: set[tuple[str, str]] = set()
+    windows = deque(story.windows)
+    for view in story.views:
+        while windows and windows[0].begin <= view.t:
+            latest[windows[0].target] = windows.popleft()
+        window = latest.get(view.node)
+        if window is not None and view.change == "faulted" and (window.name, view.observer) not in told:
+            told.add((window.name, view.observer))
+            yield window, view.t - window.begin
 
 
 def phase_of(instant: float, window: Window | None) -> tuple[str, str]:
@@ -94,7 +114,8 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-HEADINGS = ("fault", "phase", "calls", "ok", "ran twice", "gap ms", "p50 ms", "p99 ms", "failed")
+HEADINGS = ("fault", "phase", "calls", "ok", "ran twice", "gap ms", "p50 ms", "p99 ms", "dead ms", "failed")
+"""Latencies are those beyond the work itself; `dead` is the longest time until a caller called the node dead."""
 
 
 def lines(table: Mapping[tuple[str, str], Figures]) -> list[str]:
@@ -102,8 +123,10 @@ def lines(table: Mapping[tuple[str, str], Figures]) -> list[str]:
     rows = [HEADINGS]
     for (kind, phase), figures in sorted(table.items(), key=lambda item: (item[0][0], PHASES.index(item[0][1]))):
         failed = ", ".join(f"{count} {code}" for code, count in figures.failed.most_common())
-        times = (figures.longest_gap, percentile(figures.latencies, 0.5), percentile(figures.latencies, 0.99))
+        latencies = figures.latencies
+        times = (figures.longest_gap, percentile(latencies, 0.5), percentile(latencies, 0.99))
+        dead = f"{max(figures.detections) * 1000:.0f}" if figures.detections else "-"
         counts = (figures.calls, len(figures.latencies), figures.ran_twice)
-        rows.append((kind, phase, *map(str, counts), *(f"{time * 1000:.1f}" for time in times), failed or "0"))
+        rows.append((kind, phase, *map(str, counts), *(f"{time * 1000:.1f}" for time in times), dead, failed or "0"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -53,11 +53,17 @@ class Window:
     delay: float = 0.0
     end: float = math.inf
 
-    def hits(self, node: str, pid: int, caller: str) -> bool:
-        """Whether it concerns an execution in this process, asked for by this caller."""
-        if self.target == node:
-            return self.pid is None or self.pid == pid
-        return self.target in (EVERYBODY, caller)
+    def hits(self, call: Call, run: Start, until: float) -> bool:
+        """Whether it may have cost a call the answer of an execution, which was missed at the instant `until`.
+
+        A node loses what it is executing. A link or the server loses what is on its way, the request before the
+        execution included: what they give back later may be executed although the caller has asked again.
+        """
+        if self.begin > until:
+            return False
+        if self.target == run.node:
+            return self.end >= run.t and self.pid in (None, run.pid)
+        return self.target in (EVERYBODY, call.invoke.caller) and self.end >= call.invoke.t
 
 
 @dataclass
