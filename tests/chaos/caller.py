@@ -80,7 +80,7 @@ class Caller:
         """Write down what this caller believes of the nodes, until the bus is closed."""
         async for change in self._bus.watch_nodes():
             if change.node is not None and change.kind != "updated":
-                self._recorder.write(View(self._clock(), self._plan.name, change.node.node_id, str(change.kind)))
+                self._recorder.write(View(self._clock(), self._plan.name, change.node.id, str(change.kind)))
 
     async def run(self, over: asyncio.Event) -> None:
         """Make calls until it is over, and wait for the end of each."""

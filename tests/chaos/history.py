@@ -106,7 +106,7 @@ class View(msgspec.Struct, tag="view", frozen=True):
     observer: str
     node: str
     change: str
-    """`joined`, `suspect`, `faulted`, `recovered`, `draining`, `left`, ..."""
+    """`joined`, `faulted`, `recovered`, `draining`, `left`, ..."""
 
 
 Record: TypeAlias = Invoke | Done | Start | End | Fault | View

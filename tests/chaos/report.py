@@ -81,11 +81,12 @@ def _detections(story: Story) -> Iterator[tuple[Window, float]]:
     windows = deque(story.windows)
     for view in story.views:
         while windows and windows[0].begin <= view.t:
-            latest[windows[0].target] = windows.popleft()
-        window = latest.get(view.node)
-        if window is not None and view.change == "faulted" and (window.name, view.observer) not in told:
-            told.add((window.name, view.observer))
-            yield window, view.t - window.begin
+            window = windows.popleft()
+            latest[window.target] = window
+        hit = latest.get(view.node)
+        if hit is not None and view.change == "faulted" and (hit.name, view.observer) not in told:
+            told.add((hit.name, view.observer))
+            yield hit, view.t - hit.begin
 
 
 def phase_of(instant: float, window: Window | None) -> tuple[str, str]:
