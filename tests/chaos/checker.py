@@ -123,10 +123,9 @@ def second_executions_are_excused(story: Story, expect: Expect) -> Iterator[str]
 
 
 def _is_excused(call: Call, first: Start, second: Start, by_target: Mapping[str, Sequence[Window]]) -> bool:
-    until = min(second.t, call.ended)
     return any(
-        window.hits(call, first, until)
-        for target in (first.node, call.invoke.caller, EVERYBODY)
+        window.hits(call, first, second)
+        for target in {first.node, second.node, call.invoke.caller, EVERYBODY}
         for window in by_target.get(target, ())
     )
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 from catga_bus import Bus, Ok
 from catga_bus.testing import eventually
 from tests.chaos.caller import CallerPlan
-from tests.chaos.history import End, Fault, Invoke, Record, Recorder, Start, read_file, read_history
+from tests.chaos.history import End, Fault, Invoke, Record, Recorder, Start, read_history, read_tail
 from tests.chaos.netns import Namespace
 from tests.chaos.processes import Child
 from tests.chaos.proxy import Direction, Proxy
@@ -167,7 +167,7 @@ class Cluster:
         return f"nats://{link.address}"
 
     def _said(self, name: str) -> list[Record]:
-        return [record for path in self._history.glob(f"{name}-*.jsonl") for record in read_file(path)]
+        return [record for path in self._history.glob(f"{name}-*.jsonl") for record in read_tail(path)]
 
     def running(self, name: str) -> set[str]:
         """Return the calls that a node has been executing for a while, as its history says."""
@@ -184,6 +184,19 @@ class Cluster:
     async def wait_busy(self, name: str) -> None:
         """Wait until a node is in the middle of something."""
         await eventually(lambda: self.running(name), READY_TIMEOUT, what=f"{name} runs something")
+
+    async def wait_all_serve(self) -> None:
+        """Wait until every node is given work: also one that was cut off, frozen or new has its share again."""
+
+        def idle() -> list[str]:
+            since = self._recorder.clock() - SLOWEST
+            return [
+                name
+                for name in self.nodes
+                if not any(isinstance(record, Start) and record.t > since for record in self._said(name))
+            ]
+
+        await eventually(lambda: not idle(), READY_TIMEOUT, what="every node is given work")
 
     # -- faults --------------------------------------------------------------------------------------------
 
@@ -220,10 +233,10 @@ class Cluster:
                 child.thaw()
 
     async def roll(self, name: str) -> str:
-        """Start another node, then SIGTERM this one and wait for its end; return the id of the new one."""
+        """Start another node like it, then SIGTERM this one and wait for its end; return the id of the new one."""
         child = self.nodes[name]
         async with self.fault("roll", name, child.pid):
-            successor = await self.start_node()
+            successor = await self.start_node(linked=name in self._links)
             del self.nodes[name]
             code = await child.terminate()
         assert code == 0, f"{name} ended with {code} on SIGTERM; see its log in {self.directory}"

@@ -13,7 +13,7 @@ from catga_bus.errors import Code
 from tests.chaos.story import EVERYBODY, Call, Story, Window
 
 SETTLING = 0.3
-"""Seconds that a fault may take to bite: what was on its way when it began still arrives."""
+"""Seconds that a fault may take to bite, and that its undoing may come before the rig writes down its end."""
 
 Evidence: TypeAlias = Callable[[Window, Story], str | None]
 """Returns what speaks against a fault, or None."""
@@ -37,7 +37,7 @@ def _stood_still(window: Window, story: Story) -> str | None:
     lines = story.seen.get(window.pid or 0, [])
     if not lines or lines[0] > window.begin:
         return "the process had never run anything"
-    return _first(lines, window.begin + SETTLING, window.end, "the process went on at {:.3f}")
+    return _first(lines, window.begin + SETTLING, window.end - SETTLING, "the process went on at {:.3f}")
 
 
 def _was_replaced(window: Window, story: Story) -> str | None:
@@ -61,7 +61,7 @@ def _was_silent(window: Window, story: Story) -> str | None:
         and call.invoke.t >= window.begin
         and window.target in (EVERYBODY, call.invoke.caller, end.node)
     )
-    return _first(answers, window.begin + SETTLING, window.end, "a call succeeded at {:.3f}")
+    return _first(answers, window.begin + SETTLING, window.end - SETTLING, "a call succeeded at {:.3f}")
 
 
 def _was_cut(window: Window, story: Story) -> str | None:
@@ -73,7 +73,7 @@ def _was_cut(window: Window, story: Story) -> str | None:
         for start in call.starts
         if start.node == window.target and call.invoke.t > began
     )
-    return _was_silent(window, story) or _first(arrivals, began, window.end, "a new call was run at {:.3f}")
+    return _was_silent(window, story) or _first(arrivals, began, window.end - SETTLING, "a new call was run at {:.3f}")
 
 
 def _was_slow(window: Window, story: Story) -> str | None:

@@ -157,12 +157,24 @@ def in_order(records: Iterable[Record]) -> list[Record]:
 
 def read_file(path: Path) -> list[Record]:
     """Return the records of one process, which may still be writing, in the order written; raises as `read_history`."""
-    decode = msgspec.json.Decoder(Record).decode
     whole, _, _torn = path.read_bytes().rpartition(b"\n")
-    records: list[Record] = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            records.append(decode(line))
-        except msgspec.DecodeError as error:
-            raise HistoryError(f"{path}, line {number}: not a record: {error}") from error
-    return records
+    return [_decoded(line, f"{path}, line {number}") for number, line in enumerate(whole.splitlines(), start=1)]
+
+
+def read_tail(path: Path, size: int = 65_536) -> list[Record]:
+    """Return the last records of one process, some `size` bytes of them; raises as `read_history`."""
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - size)
+        file.seek(start)
+        whole, _, _torn = file.read().rpartition(b"\n")
+    return [_decoded(line, f"{path}, near its end") for line in whole.splitlines()[start > 0 :]]
+
+
+_decoder = msgspec.json.Decoder(Record)
+
+
+def _decoded(line: bytes, where: str) -> Record:
+    try:
+        return _decoder.decode(line)
+    except msgspec.DecodeError as error:
+        raise HistoryError(f"{where}: not a record: {error}") from error

@@ -59,10 +59,18 @@ class Played:
 
 
 async def play(scenario: Scenario, seed: str, directory: Path) -> Played:
-    """Play a scenario and check its history, which stays in `directory`."""
-    async with Cluster(directory, seed) as cluster:
-        await scenario.play(cluster, random.Random(seed))
-        records = await cluster.finish()
+    """Play a scenario and check its history, which stays in `directory`.
+
+    Raises:
+        AssertionError: A process did not do what it was told, or ended by itself.
+    """
+    try:
+        async with Cluster(directory, seed) as cluster:
+            await scenario.play(cluster, random.Random(seed))
+            records = await cluster.finish()
+    except Exception as error:
+        error.add_note(f"{scenario.name}, seed {seed}: history and logs in {directory}")
+        raise
     story = tell(records)
     return Played(check(story, scenario.expect), tabulate(story))
 
@@ -105,6 +113,16 @@ async def freeze(cluster: Cluster, rng: random.Random) -> None:
     """One of three nodes stands still for 3 s; the server pings as it does by default and does not notice."""
     nodes = await cluster.start_nodes(3)
     await cluster.start_caller(mix=STEADY)
+    await asyncio.sleep(QUIET)
+    await cluster.freeze(rng.choice(nodes), 3.0)
+    await asyncio.sleep(2.0)
+
+
+@_scenario(Expect(faults=("freeze",), longest_gap=2.0))
+async def freeze_patient(cluster: Cluster, rng: random.Random) -> None:
+    """The same with deadlines that outlive the freeze: what others have done is not repeated after the thaw."""
+    nodes = await cluster.start_nodes(3)
+    await cluster.start_caller(mix=STEADY, timeout=10.0)
     await asyncio.sleep(QUIET)
     await cluster.freeze(rng.choice(nodes), 3.0)
     await asyncio.sleep(2.0)
@@ -283,6 +301,7 @@ async def _play_random(seconds: float, cluster: Cluster, rng: random.Random) -> 
     while loop.time() < over:
         if not deck:
             deck = rng.sample(moves(cluster, rng), len(moves(cluster, rng)))
+        await cluster.wait_all_serve()
         await deck.pop()()
         await asyncio.sleep(rng.uniform(1.0, 3.0))
 

@@ -53,17 +53,18 @@ class Window:
     delay: float = 0.0
     end: float = math.inf
 
-    def hits(self, call: Call, run: Start, until: float) -> bool:
-        """Whether it may have cost a call the answer of an execution, which was missed at the instant `until`.
+    def hits(self, call: Call, first: Start, second: Start) -> bool:
+        """Whether it may have made a call run a second time.
 
-        A node loses what it is executing. A link or the server loses what is on its way, the request before the
-        execution included: what they give back later may be executed although the caller has asked again.
+        A process loses what it is executing, and no more: what it thaws with it must not repeat. A link or the server
+        loses what is on its way, and may give it back later: a request that lay there is executed although the caller
+        has asked another node meanwhile.
         """
-        if self.begin > until:
+        if self.begin > min(second.t, call.ended):
             return False
-        if self.target == run.node:
-            return self.end >= run.t and self.pid in (None, run.pid)
-        return self.target in (EVERYBODY, call.invoke.caller) and self.end >= call.invoke.t
+        if self.pid is not None:
+            return (self.target, self.pid) == (first.node, first.pid) and self.end >= first.t
+        return self.target in (EVERYBODY, call.invoke.caller, first.node, second.node) and self.end >= call.invoke.t
 
 
 @dataclass

@@ -7,7 +7,19 @@ import pytest
 
 from tests.chaos.checker import CHECKS, Expect, check
 from tests.chaos.evidence import against
-from tests.chaos.history import Done, End, Fault, HistoryError, Invoke, Record, Recorder, Start, View, read_history
+from tests.chaos.history import (
+    Done,
+    End,
+    Fault,
+    HistoryError,
+    Invoke,
+    Record,
+    Recorder,
+    Start,
+    View,
+    read_history,
+    read_tail,
+)
 from tests.chaos.report import lines, percentile, tabulate
 from tests.chaos.story import tell
 
@@ -267,6 +279,19 @@ def test_a_second_execution_is_excused_by_a_cut_link_of_its_caller_or_its_node_a
         assert broken(records, Expect(faults=(kind,))) == set(), kind
 
 
+def test_what_lay_in_a_link_may_be_executed_when_the_link_gives_it_back() -> None:
+    records = [
+        *call("c1-0", 0.5, "n1"),
+        called("c1-1", 1.0),
+        *fault("one_way", "n1", 0.9, 2.0),
+        started("c1-1", 1.4, "n2", 2),
+        ended("c1-1", 1.5, "n2"),
+        done("c1-1", 1.6, "n2"),
+        started("c1-1", 2.1, "n1", 1),
+    ]
+    assert broken(records, Expect(faults=("one_way",))) == set()
+
+
 def test_figures_go_to_the_kind_and_phase_of_the_latest_fault() -> None:
     records = [
         *call("c1-1", 0.0),
@@ -315,6 +340,18 @@ def test_only_the_torn_last_line_of_a_killed_writer_is_lost(tmp_path: Path) -> N
     with recorder.path.open("ab") as file:
         file.write(b'{"type":"invoke","t":1.')
     assert read_history(tmp_path) == [called("c1-1", 0.0)]
+
+
+def test_the_tail_of_a_history_begins_with_a_whole_line(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, "one")
+    records = [called(f"c1-{count}", float(count)) for count in range(100)]
+    for record in records:
+        recorder.write(record)
+    recorder.close()
+    tail = read_tail(recorder.path, 1_000)
+    assert 1 <= len(tail) < 20
+    assert tail == records[-len(tail) :]
+    assert read_tail(recorder.path) == records
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
