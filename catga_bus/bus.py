@@ -226,14 +226,15 @@ class Bus(Router):
         await here.start()
         await transport.flush(self.config.connect_timeout)
         # A node that may not answer the discovery of services or hear of other nodes serves all the same.
-        optional = (SERVICE_API, Names(self.config.namespace).heartbeats())
+        names = Names(self.config.namespace)
+        optional = (SERVICE_API, names.heartbeats(), names.node_ping(self.service, self.node_id))
         refused = sorted(name for name in self._connection.denied if not name.startswith(optional))
         if refused:
             raise PermissionDeniedError(
                 f"the server does not permit this user to use {', '.join(refused)}, which {self!r} needs", refused[0]
             )
         await here.warn_of_capture()
-        await here.join()
+        here.directory.set_ready(is_ready=True)
         if self._collected.outbound:
             self._send_through = compose(self._collected.outbound, self._send_core)
             self._fire_through = compose(self._collected.outbound, self._fire_core)
@@ -356,21 +357,24 @@ class Bus(Router):
             CatgaError: As `start`.
         """
         is_new = self._state is _State.NEW
-        asked, hurry = asyncio.Event(), asyncio.Event()
+        asked, hurry, early = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         def on_signal(name: str) -> None:
             if asked.is_set():
                 log.warning("%s: second signal (%s), closing at once", self.node_id, name)
                 hurry.set()
-            else:
-                log.info("%s: %s, draining", self.node_id, name)
-                asked.set()
+                early.set()
+                return
+            log.info("%s: %s, draining", self.node_id, name)
+            asked.set()
+            if self._node is None or not self._node.is_listening:
+                early.set()  # nothing has been taken in: the start need not end first
 
         with Signals(on_signal):
             try:
                 try:
-                    if not await _first(self.start(), asked):
-                        return True  # nothing had been taken in
+                    if not await _first(self.start(), early):
+                        return not self._left
                 except BusStateError:
                     if not is_new:
                         raise

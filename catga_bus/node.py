@@ -103,6 +103,7 @@ class Node:
         self.collected = collected
         self.clock = clock
         self.reconnects = 0
+        self.is_listening = False  # whether messages for handlers may come
         self._urls = urls
         self._calls = calls
         self._threads: list[HandlerThreads] = []
@@ -219,7 +220,7 @@ class Node:
             in_flight=counts.running,
             intake=counts.intake,
             handled=sum(one.ok + one.refused + one.failed for one in counts.handlers),
-            breakers=self.caller.guard.held_names(),
+            breakers=self.caller.guard.held_names()[:_MAX_BREAKERS],
         )
 
     def _context(self, delivery: Delivery) -> Context:
@@ -246,10 +247,15 @@ class Node:
     # -- life ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen for answers and for other nodes; if there are handlers, build a station for each and subscribe."""
+        """Listen for answers, be one of the nodes, and if there are handlers build a station for each and subscribe.
+
+        Raises:
+            ConfigurationError: Another live node has this id.
+        """
         self.pulse.start()
         await self.directory.listen()
         await self.caller.start()
+        await self.directory.join()  # before anything is taken in: another node may have this id
         registry = self.collected.registry
         if not registry.handlers():
             return
@@ -260,6 +266,7 @@ class Node:
             for handler in entry.handlers:
                 station = self._station(handler, entry.message_type, self.config.event_timeout)
                 self.fanout.add(station, durable=entry.options.durable)
+        self.is_listening = True
         await self.fanout.start()
         await self.responder.start()
         await self.service_api.start()
@@ -292,14 +299,6 @@ class Node:
                     ", ".join(streams),
                     subjects,
                 )
-
-    async def join(self) -> None:
-        """Be one of the nodes: seen by the others, with a view that is one heartbeat interval old.
-
-        Raises:
-            ConfigurationError: Another live node has this id.
-        """
-        await self.directory.join()
 
     async def drain(self) -> int:
         """Say so, take no more work and finish what runs.
@@ -433,4 +432,5 @@ class _StreamNames(msgspec.Struct):
 
 _CAPTURE_SECONDS = 0.5  # a server answers in a millisecond; one whose user may not ask does not answer at all
 _MAX_DENIED = 1_000
+_MAX_BREAKERS = 64  # that a heartbeat names
 _encode_json = msgspec.json.Encoder().encode

@@ -108,7 +108,7 @@ class Directory:
         self._ask_own_id()
 
     async def join(self) -> None:
-        """Be one of them: returns when the view is one interval old and this node has been heard.
+        """Be one of them, not ready yet: returns when the view is one interval old and this node has been heard.
 
         Raises:
             ConfigurationError: Another live node has this id.
@@ -119,7 +119,6 @@ class Directory:
         self._incarnation = (self._highest + 1, secrets.randbits(_RANDOM_BITS))
         self._detector.announced(self._incarnation)
         await self._discovery.announce(self._identity, self._incarnation)
-        self._ask_own_id()  # two that start at once hear each other now
         self._tick()
         try:
             async with asyncio.timeout(max(self._interval, _HEAR_SECONDS)):
@@ -128,21 +127,28 @@ class Directory:
                     await self._heard.wait()
         except TimeoutError:
             _log.warning("%s does not hear its own heartbeats: it will find no other node dead", self._identity.id)
-        self._check_rival()
-        self.set_ready(is_ready=True)
+        # Of two that start at once at least the second to listen finds the other.
+        for _ in range(_MOST_QUESTIONS):
+            self._ask_own_id()
+            await asyncio.sleep(self._discovery.answer_seconds)
+            if not self._check_rival():
+                break
 
     def _ask_own_id(self) -> None:
         identity = self._identity
         self._discovery.probe(Probe(identity.id, identity.service, _OWN_PROBE))
 
-    def _check_rival(self) -> None:
-        """Refuse to be a second node with an id: the older one stays, of two that start at once the higher."""
-        rival = self._detector.rival
+    def _check_rival(self) -> bool:
+        """Refuse to be a second node with an id: who is ready stays, of two that are starting the higher.
+
+        Returns:
+            Whether another one is starting, and is to give way.
+        """
+        rival, self._detector.rival = self._detector.rival, None
         if rival is None:
-            return
+            return False
         if not rival.is_ready and rival.incarnation < self._incarnation:
-            self._detector.rival = None  # it finds the same, and gives way
-            return
+            return True  # it finds the same, and gives way; if it has not seen this one, it will be ready
         number, bits = rival.incarnation
         raise ConfigurationError(
             f"node id {self._identity.id!r} is in use by a live node of service {rival.service!r}, version "
@@ -223,7 +229,7 @@ class Directory:
 
     def _replaced(self, rival: NodeInfo) -> None:
         """Another live process took this id while this one was not heard: the higher incarnation keeps it."""
-        if rival.incarnation < self._incarnation:
+        if not rival.is_ready or rival.incarnation < self._incarnation:
             self._detector.rival = None  # it will find out, and give way
             return
         _log.error(
@@ -441,6 +447,7 @@ class Directory:
 
 _RANDOM_BITS = 52  # with the sign they fit a double
 _OWN_PROBE = 0
+_MOST_QUESTIONS = 20  # a second, in which another one that is starting gives way or is ready
 _NOBODY: list[NodeInfo] = []
 _HEAR_SECONDS = 1.0  # a beat is heard within a millisecond, unless the machine is very busy
 _LOGGED = (ChangeKind.JOINED, ChangeKind.RECOVERED, ChangeKind.DRAINING, ChangeKind.LEFT)

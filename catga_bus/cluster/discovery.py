@@ -50,6 +50,9 @@ class NodeDiscovery(Protocol):
     - Cancelling any of the calls leaves something that `close` ends.
     """
 
+    answer_seconds: float
+    """How long the answer to a probe takes, with plenty to spare."""
+
     @property
     def sent(self) -> int:
         """Beats sent so far."""
@@ -96,6 +99,8 @@ class BeatDiscovery:
         interval: Seconds between beats.
         hints: Subject on which the server tells of closed connections, or None.
     """
+
+    answer_seconds = 0.05
 
     def __init__(
         self,
@@ -307,6 +312,8 @@ class MemoryDiscovery(BeatDiscovery):
         node_id: Who asks.
         interval: Seconds between beats.
     """
+
+    answer_seconds = 0.0
 
     def __init__(
         self,

@@ -15,11 +15,12 @@ _LATE = 2.0
 class ProvenClock:
     """Seconds during which beats of others would have been heard, because this node's own beats were.
 
-    It stands still from the moment when an own beat is late, or the connection is lost, until own beats have flowed
-    for `RESUME_AFTER`. A loop that was blocked, a server that was restarted and a cut link so count against nobody.
+    It begins with the first own beat. It stands still from the moment when an own beat is late, or the connection is
+    lost, until own beats have flowed for `RESUME_AFTER`. A loop that was blocked, a server that was restarted and a cut
+    link so count against nobody.
     """
 
-    __slots__ = ("_at", "_last_own", "_late_after", "_resume_at", "_value")
+    __slots__ = ("_at", "_is_new", "_last_own", "_late_after", "_resume_at", "_value")
 
     def __init__(self, now: float) -> None:
         self._value = 0.0
@@ -27,6 +28,7 @@ class ProvenClock:
         self._last_own = -math.inf
         self._late_after = 0.0
         self._resume_at = math.inf
+        self._is_new = True
 
     def read(self, now: float) -> float:
         """Return the seconds so far; never goes back."""
@@ -44,7 +46,10 @@ class ProvenClock:
     def own_beat(self, now: float, interval: float) -> None:
         """This node heard itself; its next beat is due after `interval` seconds."""
         self.read(now)
-        if now > self._last_own + self._late_after or self._resume_at == math.inf:
+        if self._is_new:
+            self._is_new = False
+            self._resume_at = now
+        elif now > self._last_own + self._late_after or self._resume_at == math.inf:
             self._resume_at = now + RESUME_AFTER
         self._at = now
         self._last_own = now
@@ -53,5 +58,6 @@ class ProvenClock:
     def stop(self, now: float) -> None:
         """The connection is lost: nothing is heard."""
         self.read(now)
+        self._is_new = False
         self._resume_at = math.inf
         self._last_own = -math.inf

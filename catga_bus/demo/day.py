@@ -85,16 +85,20 @@ async def gone_in_every_view(bus: Bus, node: str, observers: Sequence[str]) -> b
     return True
 
 
-async def close_day(bus: Bus, flights: int, nodes: Sequence[str]) -> dict[str, NodeTotals | None]:
+async def close_day(
+    bus: Bus, flights: int, nodes: Sequence[str], is_running: Callable[[str], bool]
+) -> dict[str, NodeTotals | None]:
     """Tell every node that the day is over, then ask each for its totals.
 
     Args:
         bus: A started bus.
         flights: How many flights were sent.
         nodes: Ids of the nodes.
+        is_running: Whether the process of a node lives; one that does not is asked once.
 
     Returns:
-        The totals of each node, or None where it did not answer. A broadcast arrives at most once
+        The totals of each node, or None where it did not answer. A node that was frozen until a moment ago has to be
+        found alive before it can be asked. A broadcast arrives at most once
         and overtakes or is overtaken by a question, so a node that has not heard it yet is asked
         again until `SETTLE_TIMEOUT` has passed.
     """
@@ -104,7 +108,7 @@ async def close_day(bus: Bus, flights: int, nodes: Sequence[str]) -> dict[str, N
 
     async def ask(node: str) -> NodeTotals | None:
         result = await bus.send(Totals(), node=node)
-        while result.is_ok and not result.value.closed and monotonic() < deadline:
+        while not (result.is_ok and result.value.closed) and monotonic() < deadline and is_running(node):
             await asyncio.sleep(_POLL)
             result = await bus.send(Totals(), node=node)
         return result.value if result.is_ok else None
@@ -165,7 +169,7 @@ async def replay_day(
             async with _watched(bus, {*nodes, *faults.plan.nodes}, chronicle):
                 progress, record = await _replayed(replay, injector, display)
             living = [node for node in (*nodes, faults.plan.replacement) if is_running(node)]
-        totals = await close_day(bus, progress.done, living)
+        totals = await close_day(bus, progress.done, living, is_running)
         await board.wait_complete(SETTLE_TIMEOUT)
     return ReplayResult(
         progress=progress,

@@ -28,6 +28,10 @@ def taken_apart(payload: bytes) -> tuple[int, list[Any], list[Any]]:
     if kind in IDS:
         ids = gate.ids(payload)
         return kind, [getattr(ids.head, name) for name in ids.head.__struct_fields__], ids.frames
+    if kind == Kind.HEARTBEAT:
+        beats = gate.beats(payload)
+        said = msgspec.json.decode(msgspec.json.encode(beats.frames))
+        return kind, [getattr(beats.head, name) for name in beats.head.__struct_fields__], said
     batch = gate.messages(payload) if kind == Kind.MESSAGES else gate.answers(payload)
     frames = []
     for frame in batch.frames:
@@ -108,6 +112,9 @@ def test_golden_subjects() -> None:
         "node_requests": names.node_requests(*node),
         "node_status": names.node_status(*node),
         "node_cancel": names.node_cancel(*node),
+        "node_ping": names.node_ping(*node),
+        "heartbeat": names.heartbeat(node[1]),
+        "heartbeats": names.heartbeats(),
         "tick": names.tick("Tick"),
         "broadcast": names.broadcast("PricesChanged"),
         "request_with_dots": names.request("shop.v2.Quote"),
@@ -203,6 +210,47 @@ def test_a_payload_has_a_bounded_number_of_frames() -> None:
         Gate().messages(join_batch(Kind.MESSAGES, ("s",), [frame] * (wire.MAX_FRAMES + 1)))
 
 
+def beat_with(**changes: Any) -> bytes:
+    """A heartbeat of which some fields are replaced."""
+    golden = msgspec.msgpack.decode(bytes.fromhex(PAYLOADS["heartbeat"]["hex"])[2:], type=wire.BeatBatch).frames[0]
+    fields = {name: getattr(golden, name) for name in golden.__struct_fields__} | changes
+    return join_batch(Kind.HEARTBEAT, ("s",), [msgspec.msgpack.encode(list(fields.values()))])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": ""}, {"id": "x" * 257}, {"service": ""}, {"version": 1}, {"incarnation": [1]}, {"incarnation": [-1, 1]},
+        {"types": ["T"] * 1_025}, {"types": [""]}, {"wire_versions": [1] * 17}, {"zone": "x" * 257},
+        {"metadata": {str(n): "" for n in range(65)}}, {"metadata": {"a": "x" * 257}}, {"seq": -1}, {"seq": 2**53},
+        {"status": 1}, {"is_ready": 1}, {"interval_ms": 0}, {"interval_ms": 60_001}, {"stall_ms": -1},
+        {"load": [-1]}, {"load": [0, 0, 0, -0.1]}, {"partitions": {-1: 1}}, {"utc_ms": 1.5}, {"breakers": [1]},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)  # fmt: skip
+def test_heartbeats_out_of_bounds_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(GateError):
+        Gate().beats(beat_with(**changes))
+
+
+def test_heartbeats_are_one_of_bounded_size() -> None:
+    assert Gate().beats(beat_with(zone=None)).frames[0].zone is None
+    frame = msgspec.msgpack.encode(PAYLOADS["heartbeat"]["frames"][0])
+    with pytest.raises(GateError, match="length <= 1"):
+        Gate().beats(join_batch(Kind.HEARTBEAT, ("s",), [frame, frame]))
+    with pytest.raises(GateError, match="the limit is 65536"):
+        Gate().beats(beat_with(types=["x" * 1_000] * 70))
+
+
+def test_heartbeats_may_leave_off_what_was_added_last_and_may_have_additions() -> None:
+    whole = PAYLOADS["heartbeat"]["frames"][0]
+    for frame in (whole[:13], [*whole, "new"]):
+        payload = join_batch(Kind.HEARTBEAT, ("s",), [msgspec.msgpack.encode(frame)])
+        assert Gate().beats(payload).frames[0].id == "billing-7k2m9x4pqa"
+    with pytest.raises(GateError):
+        Gate().beats(join_batch(Kind.HEARTBEAT, ("s",), [msgspec.msgpack.encode(whole[:12])]))
+
+
 # -- docs/wire.md ----------------------------------------------------------------------------------------
 
 
@@ -241,7 +289,7 @@ def test_comments_on_the_page_name_the_values_beside_them() -> None:
             if value:
                 assert msgspec.msgpack.decode(bytes.fromhex(shown)) == json.loads(value[1]), comment
                 checked += 1
-    assert checked == 63
+    assert checked == 88
 
 
 def test_the_page_lists_every_golden_token() -> None:
