@@ -54,7 +54,8 @@ def free_port() -> int:
     raise AssertionError(f"no free port among {PORT_TRIES} between {FIRST_PORT} and {LAST_PORT}")
 
 
-def _dies_with_us() -> Callable[[], None] | None:
+def dies_with_us() -> Callable[[], None] | None:
+    """Return what a child has to call before its program starts (`preexec_fn`) so that it ends when we do."""
     # A test run that is killed leaves no server behind. The kernel ties the child to the thread that starts it, so
     # only the main thread may ask for this.
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
@@ -204,7 +205,7 @@ class NatsServer:
             arguments += ["-js", "-sd", str(self.directory / "jetstream")]
         before = len(self.log)
         with (self.directory / "log").open("ab") as log:
-            self._process = process = subprocess.Popen(arguments, stdout=log, stderr=log, preexec_fn=_dies_with_us())
+            self._process = process = subprocess.Popen(arguments, stdout=log, stderr=log, preexec_fn=dies_with_us())
         self._is_frozen = False
         ports = self.directory / f"nats-server_{process.pid}.ports"
 

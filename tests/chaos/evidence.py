@@ -1,0 +1,117 @@
+"""Did a fault bite? What a history must show if a fault was real; pure.
+
+The rig writes down what it did, and that proves little: a signal may miss, a proxy may forward all the same. So each
+kind of fault names what cannot be in a history in which it was real: lines of a process that was dead, answers over a
+link that was cut. A kind without an entry here is a mistake in the rig.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+from catga_bus.errors import Code
+from tests.chaos.story import EVERYBODY, Call, Story, Window
+
+SETTLING = 0.3
+"""Seconds that a fault may take to bite, and that its undoing may come before the rig writes down its end."""
+
+Evidence: TypeAlias = Callable[[Window, Story], str | None]
+"""Returns what speaks against a fault, or None."""
+
+
+def against(window: Window, story: Story) -> str | None:
+    """Return what in the history contradicts a fault, or None if nothing does."""
+    if window.end == math.inf:
+        return "it never ended"
+    return _EVIDENCE[window.kind](window, story)
+
+
+def _died(window: Window, story: Story) -> str | None:
+    lines = story.seen.get(window.pid or 0, [])
+    if not lines or lines[0] > window.begin:
+        return "the process had never run anything"
+    return _first(lines, window.end, math.inf, "the process went on at {:.3f}")
+
+
+def _stood_still(window: Window, story: Story) -> str | None:
+    lines = story.seen.get(window.pid or 0, [])
+    if not lines or lines[0] > window.begin:
+        return "the process had never run anything"
+    return _first(lines, window.begin + SETTLING, window.end - SETTLING, "the process went on at {:.3f}")
+
+
+def _was_replaced(window: Window, story: Story) -> str | None:
+    return None if story.seen.get(window.pid or 0) else "the process had never run anything"
+
+
+def _refused(window: Window, story: Story) -> str | None:
+    during = (call for call in story.calls.values() if window.begin <= call.invoke.t <= window.end)
+    if any(end.code == Code.OVERLOADED for call in during for end in call.ends):
+        return None
+    return "nobody was refused as busy"
+
+
+def _was_silent(window: Window, story: Story) -> str | None:
+    """No answer gets over it: none to the caller, none from the node, none at all past the server."""
+    answers = (
+        end.t
+        for call in story.calls.values()
+        for end in call.ends
+        if end.code == "ok"
+        and call.invoke.t >= window.begin
+        and window.target in (EVERYBODY, call.invoke.caller, end.node)
+    )
+    return _first(answers, window.begin + SETTLING, window.end - SETTLING, "a call succeeded at {:.3f}")
+
+
+def _was_cut(window: Window, story: Story) -> str | None:
+    """No answer gets over it, and no new call gets to the node."""
+    began = window.begin + SETTLING
+    arrivals = (
+        start.t
+        for call in story.calls.values()
+        for start in call.starts
+        if start.node == window.target and call.invoke.t > began
+    )
+    return _was_silent(window, story) or _first(arrivals, began, window.end - SETTLING, "a new call was run at {:.3f}")
+
+
+def _was_slow(window: Window, story: Story) -> str | None:
+    over = [
+        end.latency
+        for call in _through(window, story)
+        for end in call.ends
+        if end.code == "ok" and end.t < window.end
+    ]  # fmt: skip
+    if not over:
+        return "no call went over it"
+    return _first(over, 0.0, window.delay, "a call took only {:.3f} s")
+
+
+def _through(window: Window, story: Story) -> Iterator[Call]:
+    """Yield the calls that were made after a fault of a link had begun, and went over that link."""
+    for call in story.calls.values():
+        if window.begin + SETTLING < call.invoke.t and (
+            window.target == call.invoke.caller or any(end.node == window.target for end in call.ends)
+        ):
+            yield call
+
+
+def _first(instants: Iterable[float], after: float, before: float, text: str) -> str | None:
+    return next((text.format(instant) for instant in instants if after < instant < before), None)
+
+
+_EVIDENCE: dict[str, Evidence] = {
+    "kill": _died,
+    "poison": _died,
+    "freeze": _stood_still,
+    "roll": _was_replaced,
+    "overload": _refused,
+    "restart_server": _was_silent,
+    "freeze_server": _was_silent,
+    "cut": _was_cut,
+    "half_open": _was_cut,
+    "one_way": _was_silent,
+    "unplug": _was_cut,
+    "delay": _was_slow,
+}
