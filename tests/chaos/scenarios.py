@@ -100,7 +100,7 @@ async def kill(cluster: Cluster, rng: random.Random) -> None:
 
 @_scenario(Expect(faults=("kill",), longest_gap=2.0), in_ci=False)
 async def kill_accepted(cluster: Cluster, rng: random.Random) -> None:
-    """The same when every request takes half a second, so that dozens are accepted and not answered."""
+    """The same when every request takes a third of a second, so that dozens are accepted and not answered."""
     nodes = await cluster.start_nodes(3)
     await cluster.start_caller(mix={"Slow": 1.0}, rate=150.0, timeout=4.0)
     await asyncio.sleep(QUIET)
