@@ -108,7 +108,7 @@ async def kill_accepted(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(3.0)
 
 
-@_scenario(Expect(faults=("freeze",), longest_gap=2.0))
+@_scenario(Expect(faults=("freeze",), longest_gap=2.0), in_ci=False)
 async def freeze(cluster: Cluster, rng: random.Random) -> None:
     """One of three nodes stands still for 3 s; the server pings as it does by default and does not notice."""
     nodes = await cluster.start_nodes(3)
@@ -200,7 +200,7 @@ async def caller_cut(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(3.0)
 
 
-@_scenario(Expect(faults=("cut",), longest_gap=2.0))
+@_scenario(Expect(faults=("cut",), longest_gap=2.0), in_ci=False)
 async def node_cut(cluster: Cluster, rng: random.Random) -> None:
     """The connection of one of three nodes is reset, and refused for a while."""
     name = await _with_linked_node(cluster)
@@ -272,7 +272,18 @@ async def overload(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(QUIET)
 
 
-@_scenario(Expect(faults=("poison",), may_fail={"Poison": ANY_CODE}, runs_per_call=2, longest_gap=2.0))
+# A bystander that was accepted by both nodes that died is not tried a third time: it might be the poison.
+_BYSTANDER = frozenset({Code.HANDLER_ERROR})
+
+
+@_scenario(
+    Expect(
+        faults=("poison",),
+        may_fail={"Poison": ANY_CODE, "Quick": _BYSTANDER, "Slow": _BYSTANDER},
+        runs_per_call=2,
+        longest_gap=2.0,
+    )
+)
 async def poison(cluster: Cluster, rng: random.Random) -> None:
     """A request kills the process that handles it; of five nodes it costs at most two."""
     await cluster.start_nodes(5)
