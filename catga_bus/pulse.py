@@ -17,8 +17,7 @@ class Pulse:
     """Measures how late an event loop is.
 
     A loop that was blocked runs what is ready in an order of its own, so the tick may come before or after what
-    arrived meanwhile. Whoever takes in what may be old therefore asks first: `if now - pulse.last > pulse.limit:
-    pulse.beat(now)`.
+    arrived meanwhile. Whoever takes in what may be old therefore asks first: `if now > pulse.late_at: pulse.beat(now)`.
 
     Args:
         clock: Monotonic seconds.
@@ -26,12 +25,12 @@ class Pulse:
 
     Attributes:
         last: Instant of the last tick.
-        limit: A tick that is older than this many seconds means a gap.
+        late_at: Instant after which the loop has had a gap, unless it ticks before.
     """
 
     def __init__(self, clock: Clock, on_gap: Callable[[float], None]) -> None:
-        self.limit = TICK + GAP
         self.last = clock()
+        self.late_at = self.last + TICK + GAP
         self._clock = clock
         self._on_gap = on_gap
         self._longest = 0.0
@@ -40,6 +39,7 @@ class Pulse:
     def start(self) -> None:
         """Begin to tick on the running loop."""
         self.last = self._clock()
+        self.late_at = self.last + TICK + GAP
         self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
 
     def stop(self) -> None:
@@ -60,6 +60,7 @@ class Pulse:
         """Note that the loop runs at the instant `now`, and tell of the gap if there was one."""
         late = now - self.last - TICK
         self.last = now
+        self.late_at = now + TICK + GAP
         self._longest = max(self._longest, late)
         if late > GAP:
             self._on_gap(late)

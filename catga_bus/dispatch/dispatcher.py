@@ -172,7 +172,7 @@ class Dispatcher:
     async def _run(self, delivery: Delivery) -> None:
         station = delivery.station
         began = self._clock()
-        if began - self._pulse.last > self._pulse.limit:
+        if began > self._pulse.late_at:
             self._pulse.beat(began)
             if self._pauses:  # what is ready may be old
                 self._ready.appendleft(delivery)

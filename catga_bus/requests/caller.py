@@ -20,7 +20,7 @@ from catga_bus.requests import attempts, endings
 from catga_bus.requests.attempts import Phase, RetryBudget, Step, Verdict
 from catga_bus.requests.calls import Call, CallerStatistics, Route
 from catga_bus.requests.grain import grain, smoothed
-from catga_bus.requests.guard import Guard, Probes
+from catga_bus.requests.guard import Guard
 from catga_bus.requests.peers import Address, Choice, Peers
 from catga_bus.requests.queries import Queries
 from catga_bus.resilience.circuit_breaker import BreakerOptions
@@ -125,6 +125,7 @@ class Caller:
         self._counted = 0  # calls that the budget has been told of
         self._queries = Queries(transport, names, sender=sender, answers_to=self._answers_to)
         self.guard = Guard(breaker, peers, clock)
+        self._held = self.guard.held
         self._may_direct = True
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS_KNOWN)
         self._calls = self._ok = self._failed = self._retries = self._late = self._rejected = self._failovers = 0
@@ -201,22 +202,20 @@ class Caller:
         frame = encode_frame(
             request, route.type_name, message_id, route.key_field, int(timeout * 1000.0), trace, self._max_payload
         )
-        is_bound = target is not None and choice is None
-        probes: Probes = ()
-        if self.guard.held:
-            admission = self.guard.admit(route.type_name, target if is_bound else None)
-            probes, target = admission.probes, target or admission.target
-        elif target is None and self._peers.troubled and route.type_name in self._peers.troubled:
-            target = self._peers.pick(route.type_name)
-        if not (is_bound or self._may_direct):
-            target = None
-        lane = route.lane if target is None else self._lane_to(route, target)
         now = self._clock()
-        deadline = now + timeout
-        due = min(deadline, now + self._patience)
         call = Call(
-            message_id, route, lane, self._create_future(), frame, deadline, due, now, target, is_bound, choice, probes
+            message_id,
+            route,
+            route.lane,
+            self._create_future(),
+            frame,
+            now + timeout,
+            now + (timeout if timeout < self._patience else self._patience),
+            now,
         )
+        if target is not None or self._peers.troubled or self._held:
+            self._aim(call, target, choice)
+        lane = call.lane
         self._pending[message_id] = call
         self._calls += 1
         if self._is_connected and not self._coalescer.is_blocked:
@@ -231,6 +230,24 @@ class Caller:
             self._sweep_due = now + _SWEEP_SECONDS
             self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         return call
+
+    def _aim(self, call: Call, target: Address | None, choice: Choice | None) -> None:
+        """Decide where a new call goes first that does not simply go to the queue group.
+
+        Raises:
+            CircuitOpenError: A circuit breaker holds it back.
+        """
+        type_name = call.route.type_name
+        call.is_bound = target is not None and choice is None
+        call.choice = choice
+        if self._held:
+            admission = self.guard.admit(type_name, target if call.is_bound else None)
+            call.probes, target = admission.probes, target or admission.target
+        elif target is None and type_name in self._peers.troubled:
+            target = self._peers.pick(type_name)
+        if target is not None and (call.is_bound or self._may_direct):
+            call.target = target
+            call.lane = self._lane_to(call.route, target)
 
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more; its answer will count as late."""

@@ -3,14 +3,17 @@
 from catga_bus.clock import Clock
 
 KEEP_SECONDS = 10.0
-"""How long an answer is kept. A caller asks a second after it last heard, and at once when its connection is back,
-which takes up to 2 s of back-off."""
+"""How long an answer is kept at least, unless there are too many bytes of them. A caller asks a second after it last
+heard, and at once when its connection is back, which takes up to 2 s of back-off."""
 
 _OVERHEAD = 256  # bytes of an entry beside the answer itself: id, inbox and containers
 
 
 class KeptAnswers:
-    """Answers by message id, for a bounded time and within a bound of bytes; the oldest go first.
+    """Answers by message id, for a bounded time and within a bound of bytes.
+
+    There are two generations: what is new is put into the young one; when that is half full or old enough, it becomes
+    the old one, and what was old is forgotten. So keeping an answer costs a dictionary entry, and forgetting nothing.
 
     Args:
         max_bytes: The most bytes of answers, with what keeping them takes; 0 keeps none.
@@ -18,40 +21,41 @@ class KeptAnswers:
     """
 
     def __init__(self, max_bytes: int, clock: Clock) -> None:
-        self._max_bytes = max_bytes
+        self._half = max_bytes // 2
         self._clock = clock
-        self._bytes = 0
-        self._answers: dict[str, tuple[float, str, bytes]] = {}  # in the order in which they were kept
+        self._young: dict[str, tuple[str, bytes]] = {}
+        self._old: dict[str, tuple[str, bytes]] = {}
+        self._bytes = 0  # of the young ones
+        self._turns_at = clock() + KEEP_SECONDS
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._young) + len(self._old)
 
     def keep(self, message_id: str, inbox: str, frame: bytes) -> None:
-        """Keep an answer; one that is larger than the bound is not kept.
+        """Keep an answer; one that is larger than half the bound is not kept.
 
         Args:
             message_id: Of the message that it answers.
             inbox: Where it went, and where alone it may go again.
             frame: The encoded answer frame.
         """
-        now = self._clock()
-        self._forget(message_id)
-        self._answers[message_id] = (now + KEEP_SECONDS, inbox, frame)
-        self._bytes += len(frame) + _OVERHEAD
-        while self._answers and (self._bytes > self._max_bytes or self._oldest_ends() <= now):
-            self._forget(next(iter(self._answers)))
+        size = len(frame) + _OVERHEAD
+        if self._bytes + size > self._half or self._clock() >= self._turns_at:
+            self._turn()
+            if size > self._half:
+                return
+        self._bytes += size
+        self._young[message_id] = (inbox, frame)
 
     def find(self, message_id: str, inbox: str) -> bytes | None:
         """Return the answer that went to an inbox, or None if it is not kept (any more)."""
-        entry = self._answers.get(message_id)
-        if entry is None or entry[1] != inbox or entry[0] <= self._clock():
-            return None
-        return entry[2]
+        entry = self._young.get(message_id) or self._old.get(message_id)
+        return entry[1] if entry is not None and entry[0] == inbox else None
 
-    def _oldest_ends(self) -> float:
-        return next(iter(self._answers.values()))[0]
-
-    def _forget(self, message_id: str) -> None:
-        entry = self._answers.pop(message_id, None)
-        if entry is not None:
-            self._bytes -= len(entry[2]) + _OVERHEAD
+    def _turn(self) -> None:
+        now = self._clock()
+        # After a quiet time both are too old: nobody asks that late.
+        self._old = {} if now >= self._turns_at + KEEP_SECONDS else self._young
+        self._young = {}
+        self._bytes = 0
+        self._turns_at = now + KEEP_SECONDS

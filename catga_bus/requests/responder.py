@@ -231,7 +231,7 @@ class Responder:
         self._batches += 1
         self._requests += len(frames)
         now = self._clock()
-        if now - self._pulse.last > self._pulse.limit:
+        if now > self._pulse.late_at:
             self._pulse.beat(now)
         lane = self._lane(inbox, allowed or "")
         if self._is_leaving or allowed is None:
@@ -336,7 +336,8 @@ class Responder:
             if delivery is None or delivery.target.subject != batch.head.reply or delivery.task is not None:
                 continue
             self._cancelled += 1
-            self._done(message_id)
+            del self._running[message_id]
+            self._noticed.discard(message_id)
             delivery.settle = _settle_silently
             delivery.deadline = -math.inf
 
@@ -357,14 +358,6 @@ class Responder:
         self._noticed.update(ids)
         payload = join_ids(Kind.ACCEPTED, (self._node_id,), ids)
         self._publish(inbox, payload, None)
-
-    def _done(self, message_id: str) -> bool:
-        """Forget a request that is settled; return whether its caller knew that it was here."""
-        self._running.pop(message_id, None)
-        if message_id not in self._noticed:
-            return False
-        self._noticed.discard(message_id)
-        return True
 
     def _allow(self, inbox: str) -> bool:
         if not self._inboxes.allow(inbox):
@@ -396,8 +389,11 @@ class Responder:
             frame = self._fault_frame(delivery.id, _not_encodable(delivery, error))
         if len(frame) + BATCH_OVERHEAD > self._transport.max_payload:
             frame = self._fault_frame(delivery.id, _too_large(delivery, len(frame), self._transport.max_payload))
-        if self._done(delivery.id) and status in _RAN:
-            self._kept.keep(delivery.id, lane.subject, frame)
+        self._running.pop(delivery.id, None)
+        if delivery.id in self._noticed:
+            self._noticed.discard(delivery.id)
+            if status in _RAN:
+                self._kept.keep(delivery.id, lane.subject, frame)
         lane.add(frame)
         lane.sums += seconds
 

@@ -177,6 +177,7 @@ async def test_a_node_that_stood_still_starts_nothing_before_it_has_heard_the_se
     shop.gate.set()
     here.transport.flush = blocked = _Blocked()  # type: ignore[method-assign]
     here.pulse.last -= 3.0
+    here.pulse.late_at -= 3.0
     asker.ask("old", remaining_ms=2_000)
     asker.ask("cancelled", "young", remaining_ms=30_000)
     asker.cancel("cancelled")
@@ -231,23 +232,25 @@ async def test_a_call_that_takes_long_is_not_sent_again(shop: Shop, url: str, mo
 
 def test_kept_answers_end_by_age_and_by_bytes() -> None:
     now = 0.0
-    kept = KeptAnswers(1_000, lambda: now)
-    kept.keep("1", "inbox", b"x" * 100)
-    kept.keep("2", "inbox", b"y" * 100)
-    assert kept.find("1", "inbox") == b"x" * 100
+    kept = KeptAnswers(2_000, lambda: now)
+    kept.keep("1", "inbox", b"x" * 300)
+    assert kept.find("1", "inbox") == b"x" * 300
     assert kept.find("1", "other") is None
-    kept.keep("3", "inbox", b"z" * 100)
-    assert kept.find("1", "inbox") is None  # over the bound, the oldest goes
-    assert kept.find("2", "inbox") is not None
-    now = KEEP_SECONDS
-    assert kept.find("2", "inbox") is None
+    kept.keep("2", "inbox", b"y" * 300)  # 556 bytes each with what keeping takes: one fits half the bound
+    assert [kept.find(one, "inbox") is not None for one in "12"] == [True, True]
+    kept.keep("3", "inbox", b"z" * 300)
+    assert [kept.find(one, "inbox") is not None for one in "123"] == [False, True, True]
+    now = KEEP_SECONDS - 0.1
     kept.keep("4", "inbox", b"!")
-    assert len(kept) == 1
+    assert kept.find("3", "inbox") is not None
+    now = KEEP_SECONDS * 3
+    kept.keep("5", "inbox", b"!")
+    assert (len(kept), kept.find("4", "inbox")) == (1, None)
 
 
-def test_an_answer_larger_than_the_bound_is_not_kept() -> None:
-    kept = KeptAnswers(1_000, lambda: 0.0)
-    kept.keep("1", "inbox", b"x" * 2_000)
+def test_an_answer_larger_than_half_the_bound_is_not_kept() -> None:
+    kept = KeptAnswers(2_000, lambda: 0.0)
+    kept.keep("1", "inbox", b"x" * 1_500)
     assert len(kept) == 0
     kept.keep("2", "inbox", b"y")
     assert kept.find("2", "inbox") == b"y"

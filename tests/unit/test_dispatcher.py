@@ -558,6 +558,7 @@ async def test_what_is_ready_when_the_loop_goes_on_after_a_gap_waits_if_somebody
         return message
 
     rig.pulse.last -= TICK + GAP + 1.0
+    rig.pulse.late_at = rig.pulse.last
     rig.deliver(rig.station(entry), "1", "2")
     await eventually(lambda: monotonic() - rig.pulse.last < 1.0)
     assert rig.ids == []

@@ -26,7 +26,7 @@ def test_a_gap_is_told_once_with_its_length(clock: _Clock) -> None:
     pulse.beat(clock.now)
     assert gaps == []
     clock.now += 3.0
-    assert clock.now - pulse.last > pulse.limit
+    assert clock.now > pulse.late_at
     pulse.beat(clock.now)
     pulse.beat(clock.now)
     assert gaps == [pytest.approx(3.0 - TICK)]
