@@ -16,9 +16,9 @@ from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
 from catga_bus.pulse import Pulse
 from catga_bus.rarely import RareLog
+from catga_bus.requests.arrivals import Arrivals
 from catga_bus.requests.inboxes import Inboxes
 from catga_bus.requests.kept import KeptAnswers
-from catga_bus.requests.notices import Notices
 from catga_bus.requests.thaw import Thaw
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
@@ -139,9 +139,7 @@ class Responder:
         self._known_inboxes: set[str] = set()
         self._own: list[Subscription] = []  # the subjects of this node alone
         self._is_leaving = False
-        self._running: dict[str, Delivery] = {}  # taken in and not answered
-        self._noticed: set[str] = set()  # of these, those whose caller knows that they are here
-        self._notices = Notices(self._running, self._tell_accepted, clock)
+        self._arrivals = Arrivals(self._tell_accepted)
         self._kept = KeptAnswers(kept_bytes, clock)
         self._pulse = pulse
         self._thaw = Thaw(transport, dispatcher)
@@ -176,7 +174,7 @@ class Responder:
 
     async def close(self) -> None:
         """Be deaf."""
-        self._notices.close()
+        self._arrivals.close()
         await self._thaw.close()
         for subscription in self._own:
             await subscription.close()
@@ -237,17 +235,21 @@ class Responder:
         if self._is_leaving or allowed is None:
             self._refuse_all(lane, frames)
             return
-        endpoint, running, admit, settle = self._endpoints[allowed], self._running, self._dispatcher.admit, self._settle
+        endpoint, arrivals = self._endpoints[allowed], self._arrivals
+        young, find, admit, settle = arrivals.young, arrivals.get, self._dispatcher.admit, self._settle
+        has_older = arrivals.has_older
         counted_from = now - self._thaw.gap  # nobody knows when in the gap it came
         default = self._default_timeout
         alone = len(frames) == 1
-        again: list[str] = []
+        again: list[str] = []  # what comes in a later attempt, and is to be run
         for frame in frames:
             message_id = frame.id
             if frame.type != allowed:
                 self._refuse(lane, message_id, Status.INVALID, self._unknown(frame.type))
                 continue
-            if (message_id in running or frame.attempt > 1) and self._is_known(frame, lane, again):
+            is_again = frame.attempt > 1
+            may_be_known = is_again or message_id in young or (has_older and find(message_id))
+            if may_be_known and self._is_known(message_id, lane):
                 continue
             body = frame.body
             if not alone:
@@ -267,34 +269,36 @@ class Responder:
                 settle,
                 lane,
             )
-            if admit(delivery):
-                running[message_id] = delivery
-            else:
+            if not admit(delivery):
                 self._refuse(lane, message_id, Status.BUSY, _FULL)
+            elif is_again:
+                arrivals.add_told(delivery)
+                again.append(message_id)
+            else:
+                young[message_id] = delivery
         if again:
-            self._tell_accepted(inbox, [message_id for message_id in again if message_id in running])
-            self._transport.push()  # before the handler runs: it may be one that kills its process
-        self._notices.watch(now, inbox, frames)
+            # Before a handler runs, which may be one that kills its process: the caller has waited or lost a node.
+            self._tell_accepted(inbox, again)
+            self._transport.push()
+        arrivals.watch()
         self._dispatcher.wake()
 
-    def _is_known(self, frame: MessageFrame, lane: Lane, again: list[str]) -> bool:
-        """Whether a request is here already, or was: then it joins what runs, or gets the same answer.
-
-        The caller of a later attempt is told at once that it is here: it has waited, or lost a node, before.
-        """
-        message_id = frame.id
-        known = self._running.get(message_id)
+    def _is_known(self, message_id: str, lane: Lane) -> bool:
+        """Whether a request is here already, or was: then it joins what runs, or gets the same answer."""
+        known = self._arrivals.get(message_id)
         if known is not None and known.target.subject != lane.subject:
             self._refuse(lane, message_id, Status.INVALID, _ID_IN_USE)
             return True
-        answer = self._kept.find(message_id, lane.subject) if known is None else None
-        if answer is not None:
-            lane.add(answer)
-        elif frame.attempt > 1 or known is not None:
-            again.append(message_id)
-        is_known = known is not None or answer is not None
-        self._joined += is_known
-        return is_known
+        if known is not None:
+            self._joined += 1
+            self._tell_accepted(lane.subject, [message_id])
+            return True
+        answer = self._kept.find(message_id, lane.subject)
+        if answer is None:
+            return False
+        self._joined += 1
+        lane.add(answer)
+        return True
 
     def _refuse_all(self, lane: Lane, frames: Sequence[MessageFrame]) -> None:
         for frame in frames:
@@ -314,7 +318,7 @@ class Responder:
         lane = self._lane(inbox, "")
         here: list[str] = []
         for message_id in batch.frames:
-            delivery = self._running.get(message_id)
+            delivery = self._arrivals.get(message_id)
             if delivery is not None and delivery.target.subject == inbox:
                 here.append(message_id)
                 continue
@@ -332,12 +336,11 @@ class Responder:
         if batch is None:
             return
         for message_id in batch.frames:
-            delivery = self._running.get(message_id)
+            delivery = self._arrivals.get(message_id)
             if delivery is None or delivery.target.subject != batch.head.reply or delivery.task is not None:
                 continue
             self._cancelled += 1
-            del self._running[message_id]
-            self._noticed.discard(message_id)
+            self._arrivals.leave(message_id)
             delivery.settle = _settle_silently
             delivery.deadline = -math.inf
 
@@ -355,7 +358,6 @@ class Responder:
 
     def _tell_accepted(self, inbox: str, ids: list[str]) -> None:
         self._told += len(ids)
-        self._noticed.update(ids)
         payload = join_ids(Kind.ACCEPTED, (self._node_id,), ids)
         self._publish(inbox, payload, None)
 
@@ -389,11 +391,9 @@ class Responder:
             frame = self._fault_frame(delivery.id, _not_encodable(delivery, error))
         if len(frame) + BATCH_OVERHEAD > self._transport.max_payload:
             frame = self._fault_frame(delivery.id, _too_large(delivery, len(frame), self._transport.max_payload))
-        self._running.pop(delivery.id, None)
-        if delivery.id in self._noticed:
-            self._noticed.discard(delivery.id)
-            if status in _RAN:
-                self._kept.keep(delivery.id, lane.subject, frame)
+        arrivals = self._arrivals
+        if arrivals.young.pop(delivery.id, None) is None and arrivals.leave(delivery.id) and status in _RAN:
+            self._kept.keep(delivery.id, lane.subject, frame)
         lane.add(frame)
         lane.sums += seconds
 
