@@ -421,6 +421,7 @@ PUBLISH_ABUSES = [
     ("web", "catga.sys.disconnect", "forge the end of a connection"),
     ("web", "$SYS.ACCOUNT.APP.DISCONNECT", "forge a system event"),
     ("web", "$SYS.REQ.SERVER.PING.CONNZ", "ask the server who is connected"),
+    ("web", "$SRV.INFO", "ask all services what they are"),
     ("web", "$JS.API.STREAM.NAMES", "look at streams"),
     ("web", "$JS.API.STREAM.CREATE.S", "make a stream"),
     ("web", "$JS.ACK.S.C.1.1.1.1.0", "acknowledge what it never got"),
