@@ -225,11 +225,7 @@ class Bus(Router):
         )
         await here.start()
         await transport.flush(self.config.connect_timeout)
-        # A node that may not answer the discovery of services or hear of other nodes serves all the same.
-        names = Names(self.config.namespace)
-        optional = (SERVICE_API, names.heartbeats(), names.node_ping(self.service, self.node_id))
-        refused = sorted(name for name in self._connection.denied if not name.startswith(optional))
-        if refused:
+        if refused := sorted(name for name in self._connection.denied if not self._is_optional(name)):
             raise PermissionDeniedError(
                 f"the server does not permit this user to use {', '.join(refused)}, which {self!r} needs", refused[0]
             )
@@ -241,6 +237,16 @@ class Bus(Router):
         if self._closing is None:
             self._state = _State.STARTED
         log.info("%s serves %s over %s", self.node_id, self.service, transport.url)
+
+    def _is_optional(self, subject: str) -> bool:
+        """Whether a node serves all the same if it may not use a subject: it only knows less of the others.
+
+        These are the discovery of services, what tells of other nodes, and the questions to them, the first of which
+        goes to the node's own id. Which nodes are asked before this is looked at is chance.
+        """
+        names = Names(self.config.namespace)
+        others = (names.heartbeats(), self.config.disconnect_events)
+        return subject.startswith(SERVICE_API) or subject in others or names.is_ping(subject)
 
     async def _connect(self) -> Transport:
         urls = self._urls

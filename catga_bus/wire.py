@@ -337,6 +337,10 @@ class Names:
         """Where one named node is asked whether it lives."""
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.ping"
 
+    def is_ping(self, subject: str) -> bool:
+        """Whether this is where some node is asked whether it lives."""
+        return subject.startswith(f"{self.namespace}.to.") and subject.endswith(".ping")
+
     def heartbeat(self, node_id: str) -> str:
         """Where a node says that it lives."""
         return f"{self.namespace}.nodes.{token(node_id)}"

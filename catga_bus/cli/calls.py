@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from catga_bus.bus import Bus
-from catga_bus.cli.connection import CONNECT_TIMEOUT, open_door
+from catga_bus.cli.connection import command_bus, open_door
 from catga_bus.cli.exits import ExitCode, exit_code_of, facts_of
 from catga_bus.cli.loading import find_message_class
 from catga_bus.cli.options import (
@@ -22,8 +21,6 @@ from catga_bus.cli.output import print_json, print_value
 from catga_bus.cli.payload import read_payload
 from catga_bus.codec import Body, Gate, GateError, explain
 from catga_bus.errors import CallError, ConfigurationError
-
-_SERVICE = "catga-cli"
 
 
 def _message_arguments(command: ClickCommand) -> ClickCommand:
@@ -85,7 +82,7 @@ def send(
             async with open_door(url, namespace) as door:
                 return await door.request(type_name, body, timeout)
         message = _typed(module, type_name, body)
-        async with _client(url, namespace) as bus:
+        async with command_bus("send", url, namespace) as bus:
             result = await bus.send(message, timeout=timeout)
         return result.unwrap()
 
@@ -129,7 +126,7 @@ def publish(
             async with open_door(url, namespace) as door:
                 return await door.tick(type_name, body)
         message = _typed(module, type_name, body)
-        async with _client(url, namespace) as bus:
+        async with command_bus("publish", url, namespace) as bus:
             return await bus.publish(message)
 
     return _finish(call(), _show_told("published", type_name, as_json=as_json), as_json=as_json)
@@ -165,14 +162,10 @@ def broadcast(
             async with open_door(url, namespace) as door:
                 return await door.broadcast(type_name, body)
         message = _typed(module, type_name, body)
-        async with _client(url, namespace) as bus:
+        async with command_bus("broadcast", url, namespace) as bus:
             return await bus.broadcast(message)
 
     return _finish(call(), _show_told("broadcast", type_name, as_json=as_json), as_json=as_json)
-
-
-def _client(url: str | None, namespace: str) -> Bus:
-    return Bus(_SERVICE, url=url, namespace=namespace, connect_timeout=CONNECT_TIMEOUT)
 
 
 def _typed(module: str, type_name: str, body: bytes) -> Any:

@@ -1,15 +1,63 @@
-"""A connection for one message, without a bus."""
+"""Connections of commands: one for one message without a bus, and a bus that asks on behalf of a person."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
+from catga_bus.bus import Bus
 from catga_bus.cli.door import Door, DoorEvents
 from catga_bus.config import BusConfig, server_urls
 from catga_bus.embedded import EmbeddedServer
-from catga_bus.wire import Names
+from catga_bus.transport.nats_servers import parse_server
+from catga_bus.wire import Names, token
 
 CONNECT_TIMEOUT = 2.0
 """How long one call looks for a server, in seconds; a bus takes 5, but here somebody sits and waits."""
+
+SERVICE: Final = "catga-cli"
+"""The service of commands whose address names no user."""
+
+COMMAND_KEY: Final = "catga.command"
+"""Metadata of the nodes that are commands: which one. Such nodes come and go, and nobody runs them."""
+
+
+def command_bus(command: str, url: str | None, namespace: str) -> Bus:
+    """Return a bus for a command. It is a client, and so a node that others see while the command runs.
+
+    Its service and its inbox are named after the user in the address, if there is one: `deploy/nats` permits users
+    what is theirs, and no more.
+
+    Args:
+        command: Name of the command.
+        url: As `Bus` takes it.
+        namespace: First token of all subjects.
+
+    Raises:
+        ConfigurationError: The address or the namespace cannot be used.
+    """
+    first = server_urls(url)[0]
+    return Bus(
+        user_of(first) or SERVICE,
+        url=url,
+        namespace=namespace,
+        metadata={COMMAND_KEY: command},
+        inbox_prefix=inbox_of(first),
+        connect_timeout=CONNECT_TIMEOUT,
+    )
+
+
+def user_of(url: str) -> str | None:
+    """Return the user that an address names; None without one."""
+    if url.startswith(("memory://", "embedded://")):
+        return None
+    server = parse_server(url)
+    return server.user if server.password is not None else None  # by itself it is a token, which is a secret
+
+
+def inbox_of(url: str) -> str:
+    """Return the root of the inboxes of an address' user: its own, which lies within whatever `_INBOX.>` permits."""
+    user = user_of(url)
+    return "_INBOX" if user is None else f"_INBOX.{token(user)}"
 
 
 @asynccontextmanager
@@ -27,6 +75,7 @@ async def open_door(url: str | None, namespace: str) -> AsyncIterator[Door]:
     """
     names = Names(namespace)
     urls = server_urls(url)
+    config = BusConfig(inbox_prefix=inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT)
     async with AsyncExitStack() as stack:
         if urls[0].startswith("embedded://"):
             server = await stack.enter_async_context(EmbeddedServer.parse(urls[0]))
@@ -34,7 +83,7 @@ async def open_door(url: str | None, namespace: str) -> AsyncIterator[Door]:
         from catga_bus.transport.nats_core import NatsTransport  # here: other commands need not wait for it
 
         events = DoorEvents()
-        transport = NatsTransport(BusConfig(connect_timeout=CONNECT_TIMEOUT).connection(urls, "catga/cli"), events)
+        transport = NatsTransport(config.connection(urls, "catga/cli"), events)
         try:
             await transport.connect()
             yield Door(transport, names, events)

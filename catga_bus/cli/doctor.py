@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 import click
 import msgspec
 
+from catga_bus.bus import Bus
 from catga_bus.cli.checks import check_capture, check_server, check_settings
-from catga_bus.cli.connection import CONNECT_TIMEOUT
+from catga_bus.cli.connection import COMMAND_KEY, CONNECT_TIMEOUT, inbox_of, user_of
 from catga_bus.cli.examination import (
     Refusals,
     captured_by,
-    nodes_by_discovery,
     permissions_of,
     server_facts,
     settings_by_monitoring,
@@ -23,6 +23,7 @@ from catga_bus.cli.examination import (
 from catga_bus.cli.exits import ExitCode, text_of
 from catga_bus.cli.findings import Finding, Level, count_levels
 from catga_bus.cli.node_checks import check_nodes
+from catga_bus.cli.node_examination import examine_nodes
 from catga_bus.cli.options import Session, debug_option, json_option, namespace_option, url_option
 from catga_bus.cli.output import print_json
 from catga_bus.cli.permissions import STREAM_NAMES, Use, check_needs, needs_of
@@ -31,8 +32,8 @@ from catga_bus.config import BusConfig, server_urls
 from catga_bus.errors import AuthenticationError, ConfigurationError, DisconnectedError
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.nats_core import NatsTransport
-from catga_bus.transport.nats_servers import parse_server, redacted
-from catga_bus.wire import Names, token
+from catga_bus.transport.nats_servers import redacted
+from catga_bus.wire import Names
 
 _NAME = "catga-doctor"
 
@@ -57,10 +58,10 @@ Ends with 0 if nothing failed (with --strict: and nothing is to be warned of), 1
 
 
 class Patient(msgspec.Struct, frozen=True):
-    """What is examined: a connection as a bus would make it, and what that bus does."""
+    """What is examined: where a bus would connect and how, and what that bus does."""
 
-    connection: ConnectionOptions
-    names: Names
+    urls: tuple[str, ...]
+    config: BusConfig
     use: Use
 
 
@@ -97,8 +98,11 @@ def doctor(
     """Examine the servers and nodes that a bus would work with, and say what to do about what is wrong.
 
     With MODULE:BUS it connects as that bus does and checks whether all it handles is permitted; without,
-    as a bus that handles nothing, at --url. Nothing is changed, and no message is taken away from
-    anybody.
+    as a bus that handles nothing, at --url. For a second or two it is a node among the others, which it
+    hears and asks. Nothing is changed, and no message is taken away from anybody.
+
+    A node that was frozen or killed before that is silent, and cannot be found: compare with the nodes
+    that should be there, or let `catga nodes --watch` run.
     """
     if not click.get_current_context().ensure_object(Session).debug:
         logging.basicConfig(handlers=[logging.NullHandler()])  # each refusal would stand in the log as well
@@ -117,7 +121,7 @@ def doctor(
 
 
 def _unreachable(patient: Patient, error: DisconnectedError | AuthenticationError) -> Finding:
-    where = ", ".join(redacted(one) for one in patient.connection.urls)
+    where = ", ".join(redacted(one) for one in patient.urls)
     fix = "start one (catga up), or give its address or the right credentials with --url"
     return Finding("server", Level.FAILED, f"no server at {where} can be used", text_of(error), fix)
 
@@ -126,10 +130,10 @@ def _nobody(url: str | None, namespace: str) -> Patient:
     """Return a bus that handles nothing, as whom the URL says."""
     urls = server_urls(url)
     _check_urls(urls)
-    connection = _options(urls)
+    config = _config(urls, namespace)
     # A user named after its service is how deploy/nats has it; without one any name will do.
-    service = _user_of(urls[0]) or _NAME
-    return Patient(connection, Names(namespace), Use(service, _NAME, connection.inbox_prefix))
+    service = user_of(urls[0]) or _NAME
+    return Patient(urls, config, Use(service, _NAME, config.inbox_prefix))
 
 
 def _bus_of(target: str, url: str | None) -> Patient:
@@ -137,38 +141,35 @@ def _bus_of(target: str, url: str | None) -> Patient:
     bus = load_bus(target)
     bus.override(url=url)
     _check_urls(bus.urls)
-    connection = bus.config.connection(bus.urls, f"catga/{_NAME}")
+    config = msgspec.structs.replace(bus.config, connect_timeout=CONNECT_TIMEOUT)
     use = Use(
         bus.service,
         bus.node_id,
         bus.config.inbox_prefix,
         handles=tuple(entry.type_name for entry in bus.registry.requests()),
         hears=tuple(entry.type_name for entry in bus.registry.events()),
+        disconnect_events=config.disconnect_events,
     )
-    connection = msgspec.structs.replace(connection, connect_timeout=CONNECT_TIMEOUT)
-    return Patient(connection, Names(bus.config.namespace), use)
+    return Patient(bus.urls, config, use)
 
 
-def _options(urls: tuple[str, ...]) -> ConnectionOptions:
+def _config(urls: tuple[str, ...], namespace: str = "catga") -> BusConfig:
     """Return how to connect as whom the first URL says."""
-    config = BusConfig(inbox_prefix=_inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT)
+    return BusConfig(namespace=namespace, inbox_prefix=inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT)
+
+
+def _options(config: BusConfig, urls: tuple[str, ...]) -> ConnectionOptions:
     return config.connection(urls, f"catga/{_NAME}")
+
+
+def _system(url: str) -> ConnectionOptions:
+    urls = server_urls(url)
+    return _options(_config(urls), urls)
 
 
 def _check_urls(urls: Sequence[str]) -> None:
     if urls[0].startswith(("memory://", "embedded://")):
         raise ConfigurationError(f"{urls[0]!r} is nobody else's server; doctor examines one that is running: --url")
-
-
-def _inbox_of(url: str) -> str:
-    """Return the root of the inboxes of a URL's user: its own, which lies within whatever `_INBOX.>` permits."""
-    user = _user_of(url)
-    return "_INBOX" if user is None else f"_INBOX.{token(user)}"
-
-
-def _user_of(url: str) -> str | None:
-    server = parse_server(url)
-    return server.user if server.password is not None else None  # by itself it is a token, which is a secret
 
 
 @asynccontextmanager
@@ -183,8 +184,8 @@ async def _connected(options: ConnectionOptions) -> AsyncIterator[tuple[NatsTran
 
 
 async def _examine(patient: Patient, monitors: Sequence[str], system_url: str | None) -> list[Finding]:
-    names = patient.names
-    async with _connected(patient.connection) as (transport, refusals):
+    names = Names(patient.config.namespace)
+    async with _connected(_options(patient.config, patient.urls)) as (transport, refusals):
         findings = check_server(await server_facts(transport))
         findings += await _examine_settings(transport, refusals, monitors, system_url)
         needs = needs_of(patient.use, names)
@@ -195,8 +196,14 @@ async def _examine(patient: Patient, monitors: Sequence[str], system_url: str | 
         streams = await captured_by(transport, requests)
         may_ask = STREAM_NAMES not in refusals.subjects
         findings.append(check_capture(streams, requests, is_permitted=may_ask))
-        findings += check_nodes(await nodes_by_discovery(transport, refusals, names))
+        findings += check_nodes(await examine_nodes(_witness(patient), transport, refusals, names), names)
     return findings
+
+
+def _witness(patient: Patient) -> Bus:
+    """Return a bus that hears what the examined one would: it handles nothing, and has an id of its own."""
+    metadata = {COMMAND_KEY: "doctor"}
+    return Bus(patient.use.service, url=",".join(patient.urls), config=patient.config, metadata=metadata)
 
 
 async def _examine_settings(
@@ -212,7 +219,7 @@ async def _examine_settings(
             findings.append(Finding("settings", Level.FAILED, str(error), "", fix))
     if system_url is not None:
         try:
-            async with _connected(_options(server_urls(system_url))) as (system, denied):
+            async with _connected(_system(system_url)) as (system, denied):
                 settings += await settings_by_question(system, denied)
         except (DisconnectedError, AuthenticationError) as error:
             fix = "give --system-url a user of the account that the configuration names as system_account"

@@ -1,4 +1,4 @@
-"""Gathers the facts that `catga doctor` judges: asks servers and nodes, and tries what a user may do.
+"""Gathers the facts that `catga doctor` judges: asks servers, and tries what a user may do.
 
 Nothing here does harm: what is published to try a permission is a payload of a kind that does not exist, which nodes
 count and leave, and no queue group is joined, because its members would miss what comes meanwhile.
@@ -16,15 +16,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from catga_bus.cli.checks import ServerFacts, ServerSettings
-from catga_bus.cli.node_checks import NodeFacts
 from catga_bus.cli.permissions import STREAM_NAMES, USER_INFO, Need, Permissions
 from catga_bus.clock import monotonic
-from catga_bus.codec import DECODE_ERRORS, Gate
+from catga_bus.codec import DECODE_ERRORS
 from catga_bus.errors import ConfigurationError
-from catga_bus.requests.service_api import NAMESPACE_KEY, NODE_KEY, SERVICE_KEY
 from catga_bus.transport.asking import Reply, ask
 from catga_bus.transport.nats_core import NatsTransport
-from catga_bus.wire import PREFIX, SERVICE_API, Names
+from catga_bus.wire import PREFIX
 
 _ASK_SECONDS: Final = 0.5
 # A server answers in milliseconds; one whose user may not ask does not answer at all.
@@ -101,16 +99,6 @@ class _StreamNames(msgspec.Struct):
     streams: list[str] | None = None
 
 
-class _Endpoint(msgspec.Struct):
-    name: str
-
-
-class _ServiceInfo(msgspec.Struct):
-    version: str
-    metadata: dict[str, str]
-    endpoints: list[_Endpoint] = []
-
-
 async def server_facts(transport: NatsTransport) -> ServerFacts:
     """Measure the connection."""
     asked = monotonic()
@@ -147,7 +135,7 @@ async def try_needs(transport: NatsTransport, refusals: Refusals, needs: Sequenc
     """Try what can be tried without harm; return what was tried, and whether the server let it pass."""
     tried = []
     for need in needs:
-        if need.queue:
+        if need.queue or need.is_response:
             continue
         before = len(refusals.subjects)
         if need.verb == "publish":
@@ -215,32 +203,6 @@ async def captured_by(transport: NatsTransport, subjects: Sequence[str]) -> list
         except DECODE_ERRORS:
             return None
     return streams
-
-
-async def nodes_by_discovery(transport: NatsTransport, refusals: Refusals, names: Names) -> list[NodeFacts] | None:
-    """Ask all nodes of a namespace who they are, as `nats micro` does; an entry for each answer.
-
-    Returns:
-        None if this user may not ask. One that may only PING does not learn the types.
-    """
-    for verb in ("INFO", "PING"):
-        answers = await gather(transport, refusals, f"{SERVICE_API}.{verb}")
-        if answers is not None:
-            return [facts for facts in (_node_of(payload, names) for payload in answers) if facts is not None]
-    return None
-
-
-def _node_of(payload: bytes, names: Names) -> NodeFacts | None:
-    try:
-        Gate().json(payload)
-        info = msgspec.json.decode(payload, type=_ServiceInfo)
-    except DECODE_ERRORS:  # the gate's refusal among them
-        return None
-    node_id, service = info.metadata.get(NODE_KEY), info.metadata.get(SERVICE_KEY)
-    if info.metadata.get(NAMESPACE_KEY) != names.namespace or not node_id or not service:
-        return None  # a service that is not of this bus
-    types = tuple(endpoint.name for endpoint in info.endpoints)
-    return NodeFacts(node_id=node_id, service=service, version=info.version, types=types)
 
 
 async def gather(transport: NatsTransport, refusals: Refusals, subject: str) -> list[bytes] | None:

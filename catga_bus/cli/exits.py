@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
 
 EXIT_CODES_HELP = """\b
 Exit codes:
-    0  done; also `up` and `run` ended by SIGTERM or Ctrl-C with nothing left unfinished
+    0  done; also `up`, `run` and `nodes --watch` ended by SIGTERM or Ctrl-C with nothing left unfinished
     1  the call failed or was refused, or a verdict was negative
     2  wrong usage or configuration: change the command, the module or the file
     3  no server could be reached or started, or it refused the credentials

@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from catga_bus.cli.findings import Finding, Level
-from catga_bus.wire import SERVICE_API
+from catga_bus.cluster.records import NodeStatus
+from catga_bus.wire import Names, token
 
 _LONG_STALL: Final = 0.25
 # Seconds: requests wait as long, and a node with a longer gap has to make sure that it still takes part.
@@ -17,7 +18,7 @@ _CLOCK_TOLERANCE: Final = 1.0
 # Seconds. Nothing in the bus decides by the time of day; a second is where logs and traces of several nodes become
 # hard to read together. NTP keeps hosts within a few hundredths.
 
-_UNWELL: Final = {"suspect": Level.WARNING, "faulted": Level.FAILED}
+_UNWELL: Final = {NodeStatus.SUSPECT: Level.WARNING, NodeStatus.FAULTED: Level.FAILED}
 
 
 class ClockReading(msgspec.Struct, frozen=True):
@@ -48,27 +49,40 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     service: str
     version: str
     types: tuple[str, ...] = ()
-    """Tokens of the request types that it handles."""
+    """Request types that it handles."""
+
+    is_heard: bool = True
+    """Whether its heartbeats are."""
 
     status: str | None = None
-    """`online`, `suspect`, `faulted`, `recovered`, `draining` or `left`."""
+    """A `NodeStatus`."""
+
+    is_ready: bool | None = None
+    """Whether it says that it takes work."""
+
+    answers: bool | None = None
+    """Whether it answered a question on its own subject."""
+
+    breakers: tuple[str, ...] = ()
+    """Request types and nodes that it keeps its calls from."""
 
     wire_versions: tuple[int, ...] | None = None
     """Those that it reads."""
 
     stall: float | None = None
-    """Seconds for which its event loop has been blocked."""
+    """Seconds that its event loop was late, at most."""
 
     clock: ClockReading | None = None
 
 
-def check_nodes(nodes: Sequence[NodeFacts] | None) -> list[Finding]:
-    """Judge the nodes of a namespace, each by itself and all together; None if they could not be asked."""
+def check_nodes(nodes: Sequence[NodeFacts] | None, names: Names) -> list[Finding]:
+    """Judge the nodes of a namespace, each by itself and all together; None if nothing of them is heard."""
     if nodes is None:
-        fix = f"allow publish '{SERVICE_API}.INFO' to the user, or examine as an operator"
-        return [Finding("nodes", Level.UNKNOWN, "the nodes are not known", "this user may not ask for them", fix)]
+        why = "no heartbeat was heard, not even of one's own"
+        fix = f"allow subscribe and publish {names.heartbeats()!r} to the user, or examine as an operator"
+        return [Finding("nodes", Level.UNKNOWN, "the nodes are not known", why, fix)]
     if not nodes:
-        what = "no node answers"
+        what = "no node is heard of"
         why = "nobody would handle a request"
         return [Finding("nodes", Level.WARNING, what, why, "start one: catga run MODULE:BUS")]
     services = {node.service for node in nodes}
@@ -77,6 +91,7 @@ def check_nodes(nodes: Sequence[NodeFacts] | None) -> list[Finding]:
     findings += _check_types(nodes)
     findings += _check_versions(nodes)
     findings += _check_wire(nodes)
+    findings += _check_reach(nodes, names)
     findings += _check_health(nodes)
     findings += _check_clocks(nodes)
     return findings
@@ -144,18 +159,48 @@ def _check_wire(nodes: Sequence[NodeFacts]) -> list[Finding]:
     return [Finding("wire", Level.OK, f"all nodes read wire {max(shared)}")]
 
 
-def _check_health(nodes: Sequence[NodeFacts]) -> list[Finding]:
+def _check_reach(nodes: Sequence[NodeFacts], names: Names) -> list[Finding]:
+    """Find nodes that the others do not know, or cannot ask."""
     findings = []
     for node in nodes:
-        if node.status in _UNWELL:
-            what = f"node {node.node_id} of {node.service} is {node.status}"
-            fix = "look at its process and its log; restart it if it does not come back"
-            findings.append(Finding("status", _UNWELL[node.status], what, "callers avoid it", fix))
-        if node.stall is not None and node.stall > _LONG_STALL:
-            what = f"the event loop of node {node.node_id} of {node.service} has been blocked for {node.stall:.1f} s"
-            why = "it answers nothing meanwhile, and callers go elsewhere"
-            fix = "make the handler that blocks a `def`, which runs in a thread, or await what it waits for"
-            findings.append(Finding("stall", Level.WARNING, what, why, fix))
+        whose = f"node {node.node_id} of {node.service}"
+        if not node.is_heard:
+            why = "callers do not know that it lives, and do not learn when it dies"
+            fix = f"allow publish {names.heartbeats()!r} to its user; its log says what the server refuses"
+            findings.append(Finding("heartbeats", Level.FAILED, f"no heartbeat of {whose} is heard", why, fix))
+        if node.answers is False and node.status == NodeStatus.ONLINE:
+            own = names.node(node.service, node.node_id).replace(f".{token(node.node_id)}.", ".")
+            why = "one heartbeat that comes late is enough for others to take it for dead"
+            fix = f"allow subscribe {own!r} to its user, and to answer, as deploy/nats/users does"
+            what = f"{whose} does not answer the question whether it lives"
+            findings.append(Finding("answers", Level.WARNING, what, why, fix))
+    return findings
+
+
+def _check_health(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    return [finding for node in nodes for finding in _health_of(node, f"node {node.node_id} of {node.service}")]
+
+
+def _health_of(node: NodeFacts, whose: str) -> list[Finding]:
+    findings = []
+    if node.status in _UNWELL:
+        fix = "look at its process and its log; restart it if it does not come back"
+        level = _UNWELL[NodeStatus(node.status)]
+        findings.append(Finding("status", level, f"{whose} is {node.status}", "callers avoid it", fix))
+    elif node.status == NodeStatus.DRAINING:
+        findings.append(Finding("status", Level.OK, f"{whose} is draining: it ends within its drain_timeout"))
+    elif node.is_ready is False:
+        fix = "wait if it has just started; else look for what blocks its event loop or its connection"
+        findings.append(Finding("status", Level.WARNING, f"{whose} is not ready", "callers avoid it", fix))
+    if node.stall is not None and node.stall > _LONG_STALL:
+        what = f"the event loop of {whose} has been blocked for {node.stall:.1f} s"
+        why = "it answers nothing meanwhile, and callers go elsewhere"
+        fix = "make the handler that blocks a `def`, which runs in a thread, or await what it waits for"
+        findings.append(Finding("stall", Level.WARNING, what, why, fix))
+    if node.breakers:
+        what = f"{whose} keeps its calls from {', '.join(node.breakers)}: circuit breakers are open"
+        why = "what it asked there has failed lately; but for a few trials its calls fail at once, or go elsewhere"
+        findings.append(Finding("breakers", Level.WARNING, what, why, "look at the log of what it calls"))
     return findings
 
 
@@ -163,7 +208,8 @@ def _check_clocks(nodes: Sequence[NodeFacts]) -> list[Finding]:
     readings = [(node, node.clock) for node in nodes if node.clock is not None]
     if not readings:
         what = "the clocks of the nodes were not compared"
-        return [Finding("clocks", Level.UNKNOWN, what, "no node has said what time it is", "update the nodes")]
+        fix = "allow publish 'catga.to.*.*.ping' to the user, or examine as an operator"
+        return [Finding("clocks", Level.UNKNOWN, what, "no node has answered what time it is", fix)]
     # Most clocks are right, so the median is; the clock here may be the one that is wrong.
     middle = statistics.median_low([clock.offset for _, clock in readings])
     findings = [

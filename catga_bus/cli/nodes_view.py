@@ -7,6 +7,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from catga_bus.cluster.records import NodeInfo, NodeStatus
+
 
 class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     """One node as it is seen from here; the fields are those of `--json`."""
@@ -20,6 +22,11 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     is_ready: bool
     version: str
     zone: str | None
+    region: str | None
+    types: tuple[str, ...]
+    """Request types that it handles; none for a client."""
+
+    metadata: dict[str, str]
     in_flight: int
     """Messages whose handlers run."""
 
@@ -40,7 +47,42 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that it settled between its last two heartbeats, by the second; None until there have been two."""
 
     breakers: tuple[str, ...]
-    """Circuit breakers that are not closed: those of the node, and those from here to it."""
+    """Its circuit breakers that are not closed: the request types and the nodes that it keeps calls from."""
+
+    is_evicted: bool
+    """Whether the server says that nobody listens for it any more: it has ended, or lost its connection."""
+
+
+def row_of(node: NodeInfo, now: float, requests_per_second: float | None) -> NodeRow:
+    """Return the row of a node.
+
+    Args:
+        node: What is known of it.
+        now: The present instant, on the clock of its `last_beat`.
+        requests_per_second: What `Rates` says; not shown of a dead node, whose last one was some time ago.
+    """
+    load = node.load
+    return NodeRow(
+        status=str(node.status),
+        service=node.service,
+        node=node.id,
+        incarnation=node.incarnation,
+        is_ready=node.is_ready,
+        version=node.version,
+        zone=node.zone,
+        region=node.region,
+        types=node.types,
+        metadata=dict(node.metadata),
+        in_flight=load.in_flight,
+        intake=load.intake,
+        cpu=load.cpu,
+        memory_bytes=load.memory_bytes,
+        stall=node.stall,
+        beat_age=max(0.0, now - node.last_beat),
+        requests_per_second=None if node.status is NodeStatus.FAULTED else requests_per_second,
+        breakers=node.breakers,
+        is_evicted=node.evicted,
+    )
 
 
 class Rates:
@@ -79,22 +121,57 @@ class Rates:
             self._rates.pop(gone, None)
 
 
+class Departures:
+    """Keeps the rows of nodes that are gone for a while, so that people see who left.
+
+    Args:
+        seconds: For how long; 0 for not at all.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._present: dict[str, NodeRow] = {}
+        self._gone: dict[str, tuple[NodeRow, float]] = {}
+
+    def observe(self, rows: Sequence[NodeRow], now: float) -> list[NodeRow]:
+        """Return the rows of one look, then as `left` those that looks of the last seconds had and this one has not.
+
+        Args:
+            rows: All nodes that are there.
+            now: The present instant, in seconds of a monotonic clock.
+        """
+        before, self._present = self._present, {row.node: row for row in rows}
+        self._gone |= {node: (row, now) for node, row in before.items() if node not in self._present}
+        self._gone = {
+            node: (row, since)
+            for node, (row, since) in self._gone.items()
+            if now - since < self._seconds and node not in self._present
+        }
+        return [*rows, *(_left(row, now - since) for row, since in self._gone.values())]
+
+
+def _left(row: NodeRow, ago: float) -> NodeRow:
+    return msgspec.structs.replace(row, status="left", beat_age=row.beat_age + ago, requests_per_second=None)
+
+
 _STYLES = {"online": "green", "suspect": "yellow", "draining": "cyan", "faulted": "bold red", "left": "dim"}
 _NUMBERS = frozenset({"load", "CPU", "memory", "stall", "beat", "requests/s"})
 _LEFT_OUT = ("memory", "CPU", "version", "zone", "service", "stall", "load")
 # In this order, where a terminal is too narrow: what says least about whether a node is well goes first.
 
 
-def nodes_table(rows: Sequence[NodeRow], width: int) -> Table:
+def nodes_table(rows: Sequence[NodeRow], width: int, caption: str | None = None) -> Table:
     """Return the table of all nodes, sorted by service and id.
 
     Args:
         rows: The nodes, at least one.
         width: Columns of the terminal; what does not fit is left out by whole columns.
+        caption: A line to stand below.
     """
     lines = [_cells(row) for row in ordered(rows)]
     columns = _fitting(lines, width)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    table.caption, table.caption_justify, table.caption_style = caption, "left", "yellow"
     for column in columns:
         table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
     for line in lines:
@@ -103,6 +180,7 @@ def nodes_table(rows: Sequence[NodeRow], width: int) -> Table:
 
 
 _GAP = 2  # spaces between two columns
+_STALL_SHOWN = 0.005  # seconds: what would be drawn as 0.00 is the usual jitter of an event loop
 
 
 def _fitting(lines: Sequence[dict[str, Text]], width: int) -> list[str]:
@@ -129,7 +207,7 @@ def _cells(row: NodeRow) -> dict[str, Text]:
         "load": f"{row.in_flight:,}/{row.intake:,}",
         "CPU": f"{row.cpu:.0%}",
         "memory": f"{row.memory_bytes / 1e6:,.0f} MB",
-        "stall": f"{row.stall:.2f} s" if row.stall else "-",
+        "stall": f"{row.stall:.2f} s" if row.stall >= _STALL_SHOWN else "-",
         "version": row.version,
         "zone": row.zone or "-",
         "beat": f"{row.beat_age:.1f} s",
@@ -168,8 +246,13 @@ def nodes_object(rows: Sequence[NodeRow]) -> dict[str, Any]:
     return {"nodes": msgspec.to_builtins(ordered(rows))}
 
 
+def silence_text(seconds: float) -> str:
+    """Return what is said when nothing is heard, for how many seconds."""
+    return f"nothing has been heard for {seconds:,.0f} s, this node's own heartbeats included: is the server there?"
+
+
 def nothing_text(namespace: str, service: str | None, status: str | None) -> str:
     """Return what is said when there are no nodes to show."""
     what = f"{status} nodes" if status else "nodes"
     where = f"of service {service} in namespace {namespace}" if service else f"in namespace {namespace}"
-    return f"no {what} {where}; a node is a bus with handlers, as `catga run` starts one"
+    return f"no {what} {where}; a node is a bus that has started, as `catga run` starts one"

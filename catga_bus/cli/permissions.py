@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from catga_bus.cli.findings import Finding, Level
-from catga_bus.wire import QUEUE_RPC, SERVICE_API, Names, service_subjects, token
+from catga_bus.wire import QUEUE_RPC, Names, service_subjects, token
 
 USER_INFO = "$SYS.REQ.USER.INFO"
 """Where a server says who the asking user is and what it may do."""
@@ -34,6 +34,15 @@ class Permissions(msgspec.Struct, frozen=True):
 
     publish: Rules = Rules()
     subscribe: Rules = Rules()
+    responses: "Responses | None" = None
+    """Whether it may answer where it was asked to; None for no."""
+
+
+class Responses(msgspec.Struct, frozen=True):
+    """How a user may answer questions, beside what it may publish anyway."""
+
+    max: int = 0
+    """Answers to each; below 1 for any number."""
 
 
 def _covers(rule: str, subject: str, queue: str) -> bool:
@@ -76,6 +85,9 @@ class Need(msgspec.Struct, frozen=True):
     rule: str = ""
     """What to allow, where that is more than the subject."""
 
+    is_response: bool = False
+    """Whether the permission to answer where one was asked is enough."""
+
 
 class Use(msgspec.Struct, frozen=True):
     """What a bus is and does: enough to know its subjects."""
@@ -98,6 +110,9 @@ class Use(msgspec.Struct, frozen=True):
     broadcasts: tuple[str, ...] = ()
     """Event types that it broadcasts."""
 
+    disconnect_events: str | None = None
+    """Where it hears of ended connections, if it does."""
+
 
 def needs_of(use: Use, names: Names) -> list[Need]:
     """Return everything that a bus has to be permitted, in the order in which it would miss it."""
@@ -106,16 +121,24 @@ def needs_of(use: Use, names: Names) -> list[Need]:
 
 def _every_bus(use: Use, names: Names) -> list[Need]:
     service, node = use.service, use.node_id
-    beat = names.heartbeat(node)
-    return [
+    own = _of_all_nodes(use, names)
+    needs = [
         Need("subscribe", f"{use.inbox_prefix}.>", "gets answers"),
-        Need("subscribe", names.node(service, node), "is asked whether it lives", rule=_of_all_nodes(use, names)),
+        Need("subscribe", names.node_ping(service, node), "is asked whether it lives", rule=own),
+        _answers("says that it lives when it is asked", is_response=True),
         Need("subscribe", names.heartbeats(), "sees other nodes"),
-        Need("publish", beat, "is seen by other nodes", rule=names.heartbeats()),
+        Need("publish", names.heartbeat(node), "is seen by other nodes", rule=names.heartbeats()),
         _directed(use, names.node_ping(service, node), "asks whether a node lives"),
-        _directed(use, names.node_status(service, node), "asks what became of a request"),
-        Need("publish", f"{SERVICE_API}.PING", "finds a node by its id", level=Level.WARNING),
     ]
+    if use.disconnect_events is not None:
+        purpose = "learns at once that a node may be gone"
+        needs.append(Need("subscribe", use.disconnect_events, purpose, level=Level.WARNING))
+    return needs
+
+
+def _answers(purpose: str, *, is_response: bool) -> Need:
+    """Return the need to write to inboxes, tried on one that nobody has."""
+    return Need("publish", "_INBOX.catga-doctor", purpose, rule="_INBOX.>", is_response=is_response)
 
 
 def _of_all_nodes(use: Use, names: Names) -> str:
@@ -134,6 +157,7 @@ def _calls(use: Use, names: Names) -> list[Need]:
     if use.asks:
         cancel = names.node_cancel(service, node)
         needs.append(_directed(use, cancel, "cancels what it has asked of somebody else"))
+        needs.append(_directed(use, names.node_status(service, node), "asks what became of a request"))
     for name in use.asks:
         needs.append(Need("publish", names.request(name), f"asks {name}"))
         purpose = f"asks {name} of one node, as every second attempt does"
@@ -149,6 +173,13 @@ def _handlers(use: Use, names: Names) -> list[Need]:
         needs.append(Need("subscribe", names.tick(name), f"handles {name}", token(use.service)))
         needs.append(Need("subscribe", names.broadcast(name), f"handles {name} broadcast"))
     if use.handles:
+        service, node, own = use.service, use.node_id, _of_all_nodes(use, names)
+        needs += [
+            _answers("answers requests", is_response=False),
+            Need("subscribe", names.node_requests(service, node), "is asked by itself", rule=own),
+            Need("subscribe", names.node_status(service, node), "is asked what became of a request", rule=own),
+            Need("subscribe", names.node_cancel(service, node), "is told what it need not start", rule=own),
+        ]
         needs.append(Need("publish", STREAM_NAMES, "looks for streams that capture requests", level=Level.WARNING))
     if needs:
         needs += [
@@ -170,10 +201,13 @@ def check_needs(
         tried: Where it does not say: what was tried, and whether it was permitted.
     """
     verdicts = dict(tried)
+    if permissions is None:
+        needs = [need for need in needs if not need.is_response]  # nobody asks, so it cannot be tried
     if permissions is not None:
         for need in needs:
             rules = permissions.publish if need.verb == "publish" else permissions.subscribe
-            verdicts[need] = rules.permit(need.subject, need.queue)
+            may_respond = need.is_response and permissions.responses is not None
+            verdicts[need] = may_respond or rules.permit(need.subject, need.queue)
     refused = [_refused(need) for need in needs if verdicts.get(need) is False]
     granted = sum(verdicts.get(need) is True for need in needs)
     findings = [Finding("permissions", Level.OK, f"{granted} of {len(needs)} subjects in use are permitted")]

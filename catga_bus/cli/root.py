@@ -11,6 +11,7 @@ from catga_bus.cli.calls import broadcast, publish, send
 from catga_bus.cli.demo import demo
 from catga_bus.cli.doctor import doctor
 from catga_bus.cli.exits import EXIT_CODES_HELP, ExitCode, exit_code_of, text_of
+from catga_bus.cli.nodes import nodes
 from catga_bus.cli.options import Session, debug_option
 from catga_bus.cli.run import run
 from catga_bus.cli.up import up
@@ -40,7 +41,7 @@ def catga() -> None:
     """Typed messages between Python processes, over NATS."""
 
 
-for command in (up, run, send, publish, broadcast, doctor, demo):
+for command in (up, run, send, publish, broadcast, nodes, doctor, demo):
     catga.add_command(command)
 
 

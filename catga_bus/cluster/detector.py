@@ -194,9 +194,13 @@ class Detector:
         return self._step()
 
     def hint(self, now: float, node_id: str) -> Step:
-        """Something says that a node may be gone: ask it."""
+        """Something says that a node may be gone: ask it, unless it is about to be asked for the second time.
+
+        Of a node with two connections the server tells twice, within a millisecond and before either can be back.
+        """
         peer = self.peers.get(node_id)
-        if peer is not None and peer.info.status in _LIVE and now >= self._reconnected_at + QUIET_AFTER_RECONNECT:
+        is_quiet = now < self._reconnected_at + QUIET_AFTER_RECONNECT
+        if peer is not None and peer.info.status in _LIVE and not peer.unheard and not is_quiet:
             self._ask(peer, now)
         return self._step()
 

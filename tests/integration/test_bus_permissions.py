@@ -10,7 +10,7 @@ from tests.servers import NatsServer
 
 pytestmark = pytest.mark.nats
 
-# One user may do all, one may only ask for `Allowed`, one may ask but not serve.
+# One user may do all, one may only ask for `Allowed`, one may ask but not serve, one may serve but knows no other node.
 USERS = """
 authorization { users = [
   { user: all, password: secret }
@@ -18,6 +18,12 @@ authorization { users = [
       publish: ["catga.rpc.Allowed"], subscribe: ["_INBOX.>"] } }
   { user: asker_of_nodes, password: secret, permissions: {
       publish: ["catga.rpc.>", "$SRV.>"], subscribe: ["_INBOX.>"] } }
+  { user: hermit, password: secret, permissions: {
+      publish: ["_INBOX.>", "$JS.API.STREAM.NAMES"],
+      subscribe: ["_INBOX.>", "catga.rpc.* rpc", "catga.to.shop.*.rpc.*", "catga.to.shop.*.status",
+        "catga.to.shop.*.cancel"] } }
+  { user: listener, password: secret, permissions: {
+      publish: ["catga.nodes.*", "catga.rpc.Allowed"], subscribe: ["_INBOX.>", "catga.nodes.*"] } }
 ] }
 """
 
@@ -39,8 +45,8 @@ def server(start_server: Callable[..., NatsServer]) -> NatsServer:
     return start_server(USERS)
 
 
-def service(server: NatsServer, user: str) -> Bus:
-    bus = Bus("shop", url=server.url, user=user, password="secret")
+def service(server: NatsServer, user: str, **options: str) -> Bus:
+    bus = Bus("shop", url=server.url, user=user, password="secret", **options)
 
     @bus.handler
     async def allowed(request: Allowed) -> int:
@@ -81,3 +87,25 @@ async def test_a_denied_subject_is_seen_in_the_state_of_the_connection(server: N
     async with Bus("client", url=server.url, user="asker", password="secret") as client:
         await client.publish(Forbidden())
         await eventually(lambda: "catga.tick.Forbidden" in client._connection.denied)
+
+
+async def test_a_node_that_may_know_no_other_serves_all_the_same(server: NatsServer) -> None:
+    """It may not beat, hear beats, ask nodes, answer them, be discovered, or hear of ended connections."""
+    ends = "catga.sys.disconnect"
+    async with (
+        service(server, "hermit", disconnect_events=ends) as hermit,
+        Bus("client", url=server.url, user="all", password="secret") as client,
+    ):
+        assert hermit._connection.denied >= {"catga.nodes.*", ends, "$SRV.PING"}
+        assert [node.id for node in hermit.nodes()] == [hermit.node_id]
+        assert await client.send(Allowed()) == Ok(1)
+        assert [node.id for node in client.nodes()] == [client.node_id]
+
+
+async def test_a_client_that_may_hear_of_nodes_and_not_ask_them_starts_among_them(server: NatsServer) -> None:
+    """Whom it asks before its start is over depends on chance: refused questions must not fail it."""
+    options = {"url": server.url, "user": "listener", "password": "secret"}
+    async with service(server, "all") as shop, Bus("client", disconnect_events="some.events", **options) as client:
+        assert {"some.events", f"catga.to.client.{client.node_id}.ping"} <= client._connection.denied
+        assert {node.id for node in client.nodes()} == {shop.node_id, client.node_id}
+        assert await client.send(Allowed()) == Ok(1)

@@ -8,18 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from catga_bus.embedded import EmbeddedServer
+from tests.commands import DEADLINE, Catga, catga, end_all, wait_until
 
 pytestmark = pytest.mark.nats
 
-DEADLINE = 30.0
+leftovers = pytest.fixture(autouse=True)(end_all)
 
 SHOP = """
 import asyncio, os
@@ -87,65 +86,6 @@ async def url() -> AsyncIterator[str]:
         yield server.url
 
 
-class Catga:
-    """One `catga` process."""
-
-    started: ClassVar[list["Catga"]] = []
-
-    def __init__(self, cwd: Path, *arguments: str, stdin: str | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "catga_bus", *arguments],
-            cwd=cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell starts what it runs in the background with SIGINT ignored, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            env={name: value for name, value in os.environ.items() if name not in ("CATGA_URL", "NATS_URL")},
-        )
-        self.arguments = arguments
-        self.stdin = stdin
-        self.before = ""
-        self.started.append(self)
-
-    def until(self, word: str) -> str:
-        """Read stderr up to the line that holds a word."""
-        assert self.process.stderr is not None
-        while line := self.process.stderr.readline():
-            self.before += line
-            if word in line:
-                return line
-        raise AssertionError(f"no {word!r} in stderr: {self.before}")
-
-    def end(self, number: signal.Signals | None = None) -> tuple[int, str, str]:
-        """Wait for the end, after a signal if one is given: exit code, stdout, stderr."""
-        if number is not None:
-            self.process.send_signal(number)
-        try:
-            out, err = self.process.communicate(self.stdin, DEADLINE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            out, err = self.process.communicate()
-            raise AssertionError(f"did not end: {self.before}{err}") from None
-        return self.process.returncode, out, self.before + err
-
-
-@pytest.fixture(autouse=True)
-def leftovers() -> Iterator[None]:
-    """A test that fails leaves no process behind."""
-    yield
-    while Catga.started:
-        process = Catga.started.pop().process
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-def catga(cwd: Path, *arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
-    return Catga(cwd, *arguments, stdin=stdin).end()
-
-
 @contextlib.contextmanager
 def serving(cwd: Path, url: str, *arguments: str) -> Iterator[Catga]:
     node = Catga(cwd, "run", "shop:bus", "--url", url, *arguments)
@@ -156,13 +96,6 @@ def serving(cwd: Path, url: str, *arguments: str) -> Iterator[Catga]:
         if node.process.poll() is None:
             code, _, err = node.end(signal.SIGTERM)
             assert code == 0, err
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
-        time.sleep(0.02)
 
 
 def seen(cwd: Path) -> list[str]:

@@ -185,6 +185,25 @@ async def test_a_caller_and_a_service_have_all_that_a_bus_does(server: NatsServe
         assert refused(service) == refused(caller) == set()
 
 
+async def test_a_bus_hears_of_ended_connections_and_asks_before_it_believes(
+    server: NatsServer, deployment: Deployment
+) -> None:
+    """One connection of a node is cut: its end is heard, the node is asked, and lives; then it ends, and is gone."""
+    events = "catga.sys.disconnect"
+    async with Bus("web", url=server.url, disconnect_events=events, **deployment.account("web")) as caller:
+        async with shop(server.url, deployment, disconnect_events=events) as service:
+            await eventually(lambda: service.node_id in {node.id for node in caller.nodes()})
+            probes = caller.statistics().nodes.probes
+            async with deployment.client(server, "shop", f"catga/{service.node_id}"):
+                pass
+            await eventually(lambda: caller.statistics().nodes.probes > probes)
+            assert (await caller.send(Quote("a"), node=service.node_id)).unwrap()
+            assert caller.statistics().nodes.deaths == 0
+            assert refused(service) == set()
+        await eventually(lambda: [node.id for node in caller.nodes()] == [caller.node_id])
+        assert refused(caller) == set()
+
+
 async def test_a_batch_of_64_answered_late_comes_back_whole(server: NatsServer, deployment: Deployment) -> None:
     """Answers of a batch go to one inbox, many of them, long after the request: no permission counts or expires."""
     async with shop(server.url, deployment) as service, web(server.url, deployment) as caller:
@@ -421,6 +440,7 @@ PUBLISH_ABUSES = [
     ("web", "catga.sys.disconnect", "forge the end of a connection"),
     ("web", "$SYS.ACCOUNT.APP.DISCONNECT", "forge a system event"),
     ("web", "$SYS.REQ.SERVER.PING.CONNZ", "ask the server who is connected"),
+    ("web", "$SRV.INFO", "ask all services what they are"),
     ("web", "$JS.API.STREAM.NAMES", "look at streams"),
     ("web", "$JS.API.STREAM.CREATE.S", "make a stream"),
     ("web", "$JS.ACK.S.C.1.1.1.1.0", "acknowledge what it never got"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ import pytest
 
 from catga_bus import Bus, Ok, Request
 from catga_bus.cli import examination, main
-from catga_bus.cluster.directory import Directory
+from catga_bus.clock import utc_now
+from catga_bus.cluster.beats import BeatWriter, Identity, Report
+from catga_bus.cluster.records import NodeLoad, NodeStatus
 from catga_bus.codec import Gate
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.testing import eventually
 from catga_bus.transport.asking import ask
-from catga_bus.wire import PREFIX, Kind
+from catga_bus.wire import PREFIX, Kind, Names
 from tests.deployment import Client, Deployment
 from tests.servers import NatsServer, free_port, server_binary
 
 pytestmark = pytest.mark.nats
+
+NAMES = Names()
 
 BAD = """
 server_name: bad
@@ -33,6 +38,7 @@ accounts {
       { user: all, password: secret }
       { user: poor, password: secret, permissions: {
           publish: ["$SYS.REQ.USER.INFO"], subscribe: ["_INBOX.>"] } }
+      { user: silent, password: secret, permissions: { publish: { deny: ["catga.nodes.*"] } } }
       { user: mute, password: secret, permissions: { publish: ["nothing"], subscribe: ["_INBOX.mute.>"] } }
     ]
   }
@@ -130,6 +136,77 @@ def known(deployment: Deployment, server: NatsServer, user: str) -> str:
     return url_of(server, user, deployment.password(user))
 
 
+class Played:
+    """A node played by hand on a plain connection: it says what it is told to, and answers or does not.
+
+    Args:
+        client: Its connection.
+        node_id: Its id; its service is `shop`.
+        version: Of its service.
+        life: Its incarnation.
+        wire_versions: Those that it reads.
+        ahead: Seconds by which its clock is ahead.
+        beats: Whether it beats.
+        answers: Whether it answers pings; 0 for no, 1 for one after which it is dead, 2 for yes.
+        says: What else its beats say.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        node_id: str,
+        *,
+        version: str = "1.0",
+        life: tuple[int, int] = (7, 7),
+        wire_versions: tuple[int, ...] = (1,),
+        ahead: float = 0.0,
+        beats: bool = True,
+        answers: int = 2,
+        **says: Any,
+    ) -> None:
+        identity = Identity("shop", node_id, version, {}, types=("Quote",), wire_versions=wire_versions)
+        self._writer = BeatWriter(identity, life)
+        self._transport = client.transport
+        self._id = node_id
+        self._ahead = ahead
+        self._beats = beats
+        self._answers = answers
+        self._says: dict[str, Any] = {
+            "status": NodeStatus.ONLINE, "report": Report(), "is_ready": True, "stall": 0.0,
+        } | says  # fmt: skip
+        self._task: asyncio.Task[None] | None = None
+
+    def _beat(self) -> bytes:
+        utc_ms = int((utc_now().timestamp() + self._ahead) * 1000)
+        return self._writer.write(**self._says, interval=0.25, load=NodeLoad(), utc_ms=utc_ms)
+
+    async def __aenter__(self) -> "Played":
+        if self._answers:
+            self._subscription = await self._transport.subscribe(NAMES.node_ping("shop", self._id), self._on_ping)
+        self._task = asyncio.create_task(self._beat_on())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _beat_on(self) -> None:
+        while self._beats or self._answers:
+            if self._beats:
+                self._transport.publish(NAMES.heartbeat(self._id), self._beat())
+                self._transport.push()
+            await asyncio.sleep(0.25)
+        await self._subscription.close()
+
+    def _on_ping(self, _: str, __: bytes, reply: str, ___: object) -> None:
+        if reply:
+            self._transport.publish(reply, self._beat())
+            self._transport.push()
+            if self._answers == 1:
+                self._beats, self._answers = False, 0
+
+
 def node(server: NatsServer, service: str = "shop", **options: Any) -> Bus:
     bus = Bus(service, url=server.url, **options)
 
@@ -164,15 +241,21 @@ async def test_a_service_finds_that_all_it_handles_is_permitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     account = deployment.account("shop")
-    (tmp_path / "good_shop.py").write_text(SHOP.format(url=server.url, account=account, more=""))
+    options = account | {"node_id": "shop-1", "disconnect_events": "catga.sys.disconnect"}
+    (tmp_path / "good_shop.py").write_text(SHOP.format(url=server.url, account=options, more=""))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    said = await examine(
-        "good_shop:bus", "--broadcasts", "PricesChanged", "--monitor", deployment.monitors["single.conf"]
-    )
+    arguments = ("good_shop:bus", "--broadcasts", "PricesChanged", "--monitor", deployment.monitors["single.conf"])
+    said = await examine(*arguments)
     assert said.levels("permissions") == ["ok"]
     assert said.levels("pings") == ["ok"]
-    assert said.levels("nodes") == ["ok"] or "no node" in said.of("nodes")[0]["what"]
+    assert "no node is heard of" in said.of("nodes")[0]["what"]
+    async with node(server, **options) as running:  # with the id of the module: it is no rival to itself
+        said = await examine(*arguments)
+        assert said.counts["failed"] == said.counts["warning"] == 0
+        assert said.of("nodes")[0]["what"] == "1 node of 1 service"
+        assert "ermissions" not in "".join(running._connection.denied)
+        assert running.node.is_ready
 
 
 async def test_a_service_finds_which_type_is_not_permitted(
@@ -224,11 +307,7 @@ async def test_the_examination_disturbs_nobody(server: NatsServer, deployment: D
         assert service.statistics().requests.requests == len(results)
 
 
-async def test_everything_wrong_with_a_bad_server_is_said(
-    bad: NatsServer, examine: Examine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A bus refuses an id that is in use; older ones, and those that start while a server is away, may have taken it.
-    monkeypatch.setattr(Directory, "_check_rival", lambda _: False)
+async def test_everything_wrong_with_a_bad_server_is_said(bad: NatsServer, examine: Examine) -> None:
     async with Client(bad.url, {"user": "all", "password": "secret"}, "catga/test") as client:
         stream = {"name": "EVERYTHING", "subjects": ["catga.>"], "no_ack": True}
         made = await ask(client.transport, "$JS.API.STREAM.CREATE.EVERYTHING", json.dumps(stream).encode(), 5.0)
@@ -237,7 +316,7 @@ async def test_everything_wrong_with_a_bad_server_is_said(
         assert b"error" not in made.payload
         async with (
             node(bad, node_id="shop-1", version="1.0"),
-            node(bad, node_id="shop-1", version="1.1"),
+            Played(client, "shop-1", version="1.1", beats=False),
             node(bad, "store"),
         ):
             said = await examine(
@@ -250,9 +329,11 @@ async def test_everything_wrong_with_a_bad_server_is_said(
             assert "7200 to 10800 s" in said.of("pings")[0]["what"]
             assert said.levels("streams") == ["unknown"]
             assert "may not ask" in said.of("streams")[0]["why"]
-            assert set(said.levels("permissions")) == {"failed", "warning"}
-            assert len(said.of("permissions")) == 9  # all but its inbox
+            assert set(said.levels("permissions")) == {"failed"}
+            # All but its inbox: to be asked and answer, to hear and be heard, to ask nodes three things, Quote twice.
+            assert len(said.of("permissions")) == 9
             assert said.levels("nodes") == ["unknown"]
+            assert "not even of one's own" in said.of("nodes")[0]["why"]
 
             said = await examine("--url", url_of(bad, "all", "secret"))
             assert said.code == 1
@@ -265,12 +346,55 @@ async def test_everything_wrong_with_a_bad_server_is_said(
             assert said.of("versions")[0]["what"] == "service shop runs 1.0, 1.1"
 
 
+async def test_what_is_wrong_with_nodes_is_said(bad: NatsServer, examine: Examine) -> None:
+    """Real nodes, one of which may not beat, and some played by hand: no real clock is touched."""
+    async with (
+        Client(bad.url, {"user": "all", "password": "secret"}, "catga/played") as client,
+        node(bad, node_id="shop-1", version="1.0"),
+        node(bad, node_id="shop-2", version="1.0"),
+        node(bad, node_id="shop-3", version="1.0", user="silent", password="secret"),
+        Played(client, "shop-4", ahead=3_600.0),
+        Played(client, "shop-5", answers=0),
+        Played(client, "shop-6", stall=7.0, is_ready=False, report=Report(breakers=("Pay", "bank-1"))),
+        Played(client, "shop-7", answers=1),
+        Played(client, "shop-8", status=NodeStatus.DRAINING, is_ready=False),
+        Played(client, "shop-9", wire_versions=(1, 2)),
+        Bus("web", url=bad.url),
+    ):
+        said = await examine("--url", url_of(bad, "all", "secret"))
+    assert said.code == 1
+    assert said.of("nodes")[0]["what"] == "10 nodes of 2 services"
+    assert [one["what"] for one in said.of("heartbeats")] == ["no heartbeat of node shop-3 of shop is heard"]
+    (clock,) = said.of("clocks")
+    ahead = re.fullmatch(r"the clock of node shop-4 of shop is ([\d,.]+) s ahead of the others", clock["what"])
+    assert ahead is not None
+    assert 3_599.0 < float(ahead[1].replace(",", "")) < 3_601.0
+    assert [one["what"] for one in said.of("answers")] == [
+        "node shop-5 of shop does not answer the question whether it lives"
+    ]
+    assert "7.0 s" in said.of("stall")[0]["what"]
+    assert "node shop-6 of shop keeps its calls from Pay, bank-1" in said.of("breakers")[0]["what"]
+    status = {one["what"].split()[1]: one for one in said.of("status")}
+    assert status.keys() == {"shop-6", "shop-7", "shop-8"}
+    assert status["shop-6"]["what"] == "node shop-6 of shop is not ready"
+    assert re.search("is (suspect|faulted)$", status["shop-7"]["what"])
+    assert (status["shop-8"]["level"], status["shop-8"]["what"].split()[5]) == ("ok", "draining:")
+    assert said.of("wire")[0]["what"] == "wire 1 is spoken, because not all nodes read 2"
+
+
+async def test_nodes_of_another_namespace_are_not_looked_at(bad: NatsServer, examine: Examine) -> None:
+    async with node(bad, namespace="other"):
+        said = await examine("--url", url_of(bad, "all", "secret"))
+        assert "no node is heard of" in said.of("nodes")[0]["what"]
+        said = await examine("--url", url_of(bad, "all", "secret"), "--namespace", "other")
+        assert said.of("nodes")[0]["what"] == "1 node of 1 service"
+
+
 async def test_a_user_that_may_ask_for_nothing_is_tried_out(bad: NatsServer, examine: Examine) -> None:
     said = await examine("--url", url_of(bad, "mute", "secret"), "--asks", "Quote")
     assert said.code == 1
     refused = {one["what"].partition("'")[2].rstrip("'") for one in said.of("permissions")}
     assert refused == {
-        "catga.to.mute.catga-doctor.>",
         "catga.nodes.*",
         "catga.nodes.catga-doctor",
         "catga.to.mute.catga-doctor.ping",
@@ -278,7 +402,6 @@ async def test_a_user_that_may_ask_for_nothing_is_tried_out(bad: NatsServer, exa
         "catga.to.mute.catga-doctor.cancel",
         "catga.to.mute.catga-doctor.rpc.Quote",
         "catga.rpc.Quote",
-        "$SRV.PING",
     }
 
 

@@ -6,7 +6,11 @@ import pytest
 
 from catga_bus.cli.checks import ServerFacts, ServerSettings, check_capture, check_server, check_settings
 from catga_bus.cli.findings import Finding, Level, count_levels
-from catga_bus.cli.node_checks import ClockReading, NodeFacts, check_nodes, read_clock
+from catga_bus.cli.node_checks import ClockReading, NodeFacts, read_clock
+from catga_bus.cli.node_checks import check_nodes as check_nodes_of
+from catga_bus.cli.node_examination import Answer, facts_of
+from catga_bus.cluster.records import NodeInfo, NodeStatus
+from catga_bus.wire import Beat, Names
 
 
 def server(**changes: Any) -> ServerFacts:
@@ -37,6 +41,10 @@ def settings(**changes: Any) -> ServerSettings:
 def node(number: int, **changes: Any) -> NodeFacts:
     facts = {"node_id": f"shop-{number}", "service": "shop", "version": "1.0", "types": ("Quote",)}
     return NodeFacts(**(facts | changes))
+
+
+def check_nodes(nodes: list[NodeFacts] | None) -> list[Finding]:
+    return check_nodes_of(nodes, Names())
 
 
 def of(findings: list[Finding], check: str) -> list[Finding]:
@@ -165,7 +173,14 @@ def test_streams_that_capture_requests_fail() -> None:
 
 
 def test_good_nodes_have_nothing_to_be_said_against() -> None:
-    facts = {"status": "online", "wire_versions": (1,), "stall": 0.01, "clock": ClockReading(0.01, 0.001)}
+    facts = {
+        "status": "online",
+        "is_ready": True,
+        "answers": True,
+        "wire_versions": (1,),
+        "stall": 0.01,
+        "clock": ClockReading(0.01, 0.001),
+    }
     findings = check_nodes([node(1, **facts), node(2, **facts), node(3, service="billing", types=("Pay",), **facts)])
     assert levels(findings) == {Level.OK}
     assert findings[0].what == "3 nodes of 2 services"
@@ -218,7 +233,7 @@ def test_wire_versions_that_nobody_told_are_not_judged() -> None:
 
 @pytest.mark.parametrize(
     ("status", "level"),
-    [("suspect", Level.WARNING), ("faulted", Level.FAILED), ("online", None), ("draining", None), ("recovered", None)],
+    [("suspect", Level.WARNING), ("faulted", Level.FAILED), ("online", None), ("draining", Level.OK)],
 )
 def test_nodes_that_are_not_well_are_named(status: str, level: Level | None) -> None:
     found = of(check_nodes([node(1, status=status)]), "status")
@@ -231,6 +246,99 @@ def test_stalled_nodes_are_named(stall: float | None, count: int) -> None:
     found = of(check_nodes([node(1, stall=stall)]), "stall")
     assert len(found) == count
     assert all(finding.level is Level.WARNING and f"{stall:.1f} s" in finding.what for finding in found)
+
+
+def test_a_node_that_takes_no_work_is_named_once() -> None:
+    assert [one.level for one in of(check_nodes([node(1, status="online", is_ready=False)]), "status")] == [
+        Level.WARNING
+    ]
+    for status in ("faulted", "draining"):  # of these it is known anyway
+        assert len(of(check_nodes([node(1, status=status, is_ready=False)]), "status")) == 1
+
+
+def test_a_node_that_nobody_hears_fails() -> None:
+    (finding,) = of(check_nodes([node(1, is_heard=False)]), "heartbeats")
+    assert finding.level is Level.FAILED
+    assert finding.what == "no heartbeat of node shop-1 of shop is heard"
+    assert "'catga.nodes.*'" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "count"),
+    [(False, "online", 1), (True, "online", 0), (None, "online", 0), (False, "faulted", 0), (False, "draining", 0)],
+)
+def test_a_node_that_lives_and_does_not_answer_is_warned_of(answers: bool | None, status: str, count: int) -> None:
+    found = of(check_nodes([node(1, answers=answers, status=status)]), "answers")
+    assert [finding.level for finding in found] == [Level.WARNING] * count
+    assert all("allow subscribe 'catga.to.shop.>'" in finding.fix for finding in found)
+
+
+def test_open_breakers_are_named() -> None:
+    (finding,) = of(check_nodes([node(1), node(2, breakers=("Quote", "bank-7"))]), "breakers")
+    assert finding.level is Level.WARNING
+    assert finding.what.startswith("node shop-2 of shop keeps its calls from Quote, bank-7:")
+
+
+# -- facts from three sides --------------------------------------------------------------------------------
+
+
+def heard(number: int, **changes: Any) -> NodeInfo:
+    facts = {
+        "id": f"shop-{number}",
+        "service": "shop",
+        "version": "1.0",
+        "incarnation": (1, number),
+        "status": NodeStatus.ONLINE,
+        "is_ready": True,
+        "types": ("Quote",),
+        "wire_versions": (1,),
+    }
+    return NodeInfo(**(facts | changes))
+
+
+def answer(number: int, error: float = 0.1, *, life: tuple[int, int] | None = None, version: str = "1.0") -> Answer:
+    beat = Beat(
+        *(f"shop-{number}", "shop", version, life or (1, number), ["Quote"], [1], None, None, {}),
+        *(1, "online", True, 250),
+    )
+    return Answer(beat, ClockReading(2.0, error))
+
+
+def test_each_node_is_known_by_its_heartbeats_and_its_answers() -> None:
+    nodes = [heard(1, stall=0.4, breakers=("Quote",)), heard(2), heard(3)]
+    answers = {"shop-1": [answer(1, 0.3), answer(1, 0.1)], "shop-2": []}
+    one, two, three = facts_of(nodes, {"shop-1", "shop-2"}, answers, [])
+    assert one == node(
+        1,
+        status="online",
+        is_ready=True,
+        wire_versions=(1,),
+        stall=0.4,
+        breakers=("Quote",),
+        answers=True,
+        clock=ClockReading(2.0, 0.1),
+    )
+    assert (two.answers, two.clock) == (False, None)
+    assert three.answers is None  # it came after the others had been asked
+
+
+def test_who_may_not_ask_knows_of_no_answers() -> None:
+    assert [one.answers for one in facts_of([heard(1)], None, {}, [])] == [None]
+
+
+def test_two_that_answer_for_one_id_are_two_nodes() -> None:
+    answers = {"shop-1": [answer(1), answer(1, life=(2, 9), version="1.1"), answer(1, life=(2, 9), version="1.1")]}
+    facts = facts_of([heard(1)], {"shop-1"}, answers, [])
+    assert [(one.node_id, one.version) for one in facts] == [("shop-1", "1.0"), ("shop-1", "1.1")]
+
+
+def test_discovery_adds_only_those_that_are_not_heard() -> None:
+    discovered = [node(1, is_heard=False), node(2, is_heard=False)]
+    facts = facts_of([heard(1)], set(), {}, discovered)
+    assert [(one.node_id, one.is_heard) for one in facts] == [("shop-1", True), ("shop-2", False)]
+
+
+# -- clocks ------------------------------------------------------------------------------------------------
 
 
 def test_a_clock_is_read_in_the_middle_of_the_round_trip() -> None:

@@ -8,6 +8,7 @@ import pytest
 import rich.console
 
 from catga_bus.cli.nodes_view import (
+    Departures,
     NodeRow,
     Rates,
     change_object,
@@ -15,7 +16,10 @@ from catga_bus.cli.nodes_view import (
     nodes_object,
     nodes_table,
     nothing_text,
+    row_of,
+    silence_text,
 )
+from catga_bus.cluster.records import NodeInfo, NodeLoad, NodeStatus
 
 ROW = NodeRow(
     status="online",
@@ -25,6 +29,9 @@ ROW = NodeRow(
     is_ready=True,
     version="1.2.3",
     zone="eu-1",
+    region=None,
+    types=("Quote",),
+    metadata={},
     in_flight=3,
     intake=1_012,
     cpu=0.254,
@@ -33,6 +40,7 @@ ROW = NodeRow(
     beat_age=0.12,
     requests_per_second=1_234.5,
     breakers=(),
+    is_evicted=False,
 )
 
 
@@ -122,7 +130,7 @@ def test_a_node_cannot_move_the_cursor():
 
 
 def test_the_json_has_every_field():
-    document = json.loads(msgspec.json.encode(nodes_object([changed(breakers=("Quote",))])))
+    document = json.loads(msgspec.json.encode(nodes_object([changed(breakers=("Quote",), metadata={"team": "desk"})])))
     assert document == {
         "nodes": [
             {
@@ -133,6 +141,9 @@ def test_the_json_has_every_field():
                 "is_ready": True,
                 "version": "1.2.3",
                 "zone": "eu-1",
+                "region": None,
+                "types": ["Quote"],
+                "metadata": {"team": "desk"},
                 "in_flight": 3,
                 "intake": 1_012,
                 "cpu": 0.254,
@@ -141,6 +152,7 @@ def test_the_json_has_every_field():
                 "beat_age": 0.12,
                 "requests_per_second": 1_234.5,
                 "breakers": ["Quote"],
+                "is_evicted": False,
             }
         ]
     }
@@ -203,3 +215,51 @@ def test_nodes_that_are_gone_are_forgotten():
 )
 def test_that_there_are_none_is_said_in_words(service, status, said):
     assert nothing_text("catga", service, status).startswith(said)
+
+
+def test_a_node_is_a_row():
+    node = NodeInfo(
+        id="shop-1",
+        service="shop",
+        version="1.2.3",
+        incarnation=(1, 77),
+        status=NodeStatus.ONLINE,
+        is_ready=True,
+        types=("Quote",),
+        load=NodeLoad(3, 1_012, 99, 0.254, 58_400_000),
+        zone="eu-1",
+        last_beat=9.75,
+    )
+    assert row_of(node, 10.0, 1_234.5) == changed(beat_age=0.25)
+    assert row_of(node, 9.0, None).beat_age == 0.0
+    dead = msgspec.structs.replace(node, status=NodeStatus.FAULTED, evicted=True)
+    assert row_of(dead, 10.0, 1_234.5) == changed(
+        beat_age=0.25, status="faulted", is_evicted=True, requests_per_second=None
+    )
+
+
+def test_a_node_that_comes_back_has_not_left():
+    departures = Departures(10.0)
+    assert departures.observe([ROW], 1.0) == [ROW]
+    (left,) = departures.observe([], 2.0)
+    assert (left.status, left.requests_per_second) == ("left", None)
+    assert departures.observe([], 4.0)[0].beat_age == pytest.approx(ROW.beat_age + 2.0)
+    assert departures.observe([ROW], 5.0) == [ROW]
+    assert departures.observe([ROW], 6.0) == [ROW]
+
+
+def test_nobody_is_kept_without_seconds():
+    departures = Departures(0.0)
+    departures.observe([ROW], 1.0)
+    assert departures.observe([], 1.0) == []
+
+
+@pytest.mark.parametrize(("stall", "shown"), [(0.0, "-"), (0.004, "-"), (0.006, "0.01 s"), (1.5, "1.50 s")])
+def test_the_jitter_of_a_loop_is_no_stall(stall, shown):
+    assert [cell.strip() for cell in words(drawn(changed(stall=stall)).splitlines()[1])][6] == shown
+
+
+def test_a_line_below_the_table_says_that_it_is_old():
+    stream = io.StringIO()
+    rich.console.Console(file=stream, width=200).print(nodes_table([ROW], 200, silence_text(3.4)))
+    assert stream.getvalue().splitlines()[2].startswith("nothing has been heard for 3 s, ")

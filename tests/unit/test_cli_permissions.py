@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from catga_bus.cli.findings import Level
-from catga_bus.cli.permissions import Need, Permissions, Rules, Use, check_needs, is_within, needs_of
+from catga_bus.cli.permissions import Need, Permissions, Responses, Rules, Use, check_needs, is_within, needs_of
 from catga_bus.wire import Names
 
 NAMES = Names()
@@ -67,7 +67,12 @@ def test_a_service_needs_its_queue_groups_and_a_caller_needs_to_ask() -> None:
     shop = {(need.verb, need.subject, need.queue) for need in needs_of(SHOP, NAMES)}
     assert {
         ("subscribe", "_INBOX.shop.>", ""),
-        ("subscribe", "catga.to.shop.shop-1.>", ""),
+        ("subscribe", "catga.to.shop.shop-1.ping", ""),
+        ("subscribe", "catga.to.shop.shop-1.rpc.*", ""),
+        ("subscribe", "catga.to.shop.shop-1.status", ""),
+        ("subscribe", "catga.to.shop.shop-1.cancel", ""),
+        ("publish", "catga.to.shop.shop-1.ping", ""),
+        ("publish", "_INBOX.catga-doctor", ""),
         ("subscribe", "catga.nodes.*", ""),
         ("publish", "catga.nodes.shop-1", ""),
         ("subscribe", "catga.rpc.Quote", "rpc"),
@@ -81,9 +86,34 @@ def test_a_service_needs_its_queue_groups_and_a_caller_needs_to_ask() -> None:
         ("publish", "catga.rpc.Quote"),
         ("publish", "catga.to.web.web-1.rpc.Quote"),
         ("publish", "catga.to.web.web-1.cancel"),
+        ("publish", "catga.to.web.web-1.status"),
+        ("subscribe", "catga.to.web.web-1.ping"),
         ("publish", "catga.tick.Sold"),
     } <= web
-    assert not any("$SRV.INFO" in subject for _, subject in web)
+    assert not any("$SRV" in subject for _, subject in web)
+    assert not any(subject.startswith("catga.to") and "ping" not in subject for verb, subject in web if verb[0] == "s")
+    assert not any("cancel" in subject or "status" in subject for verb, subject, _ in shop if verb == "publish")
+
+
+def test_a_bus_that_hears_of_ended_connections_needs_that() -> None:
+    use = Use("web", "web-1", "_INBOX.web", disconnect_events="catga.sys.disconnect")
+    (need,) = set(needs_of(use, NAMES)) - set(needs_of(Use("web", "web-1", "_INBOX.web"), NAMES))
+    assert (need.verb, need.subject, need.level) == ("subscribe", "catga.sys.disconnect", Level.WARNING)
+
+
+def test_a_client_answers_questions_by_response_or_by_permission() -> None:
+    needs = [need for need in needs_of(WEB, NAMES) if need.is_response]
+    assert len(needs) == 1
+    nothing = Rules(allow=("nothing",))
+    for permissions, level in (
+        (Permissions(publish=nothing, responses=Responses(4)), Level.OK),
+        (Permissions(publish=Rules(allow=("_INBOX.>",))), Level.OK),
+        (Permissions(publish=nothing), Level.FAILED),
+    ):
+        (finding,) = check_needs(needs, permissions, [])
+        assert finding.level is level
+    assert "'_INBOX.>'" in finding.fix
+    assert [one.what for one in check_needs(needs, None, [])] == ["0 of 0 subjects in use are permitted"]
 
 
 def test_what_is_refused_says_which_rule_would_allow_it() -> None:
@@ -112,10 +142,10 @@ def test_what_is_permitted_is_counted() -> None:
 
 def test_what_was_only_tried_leaves_queue_groups_unknown() -> None:
     needs = needs_of(SHOP, NAMES)
-    tried = [(need, True) for need in needs if not need.queue]
+    tried = [(need, True) for need in needs if not need.queue and not need.is_response]
     granted, unknown = check_needs(needs, None, tried)
     assert granted.level is Level.OK
-    assert granted.what.startswith(f"{len(tried)} of {len(needs)} ")
+    assert granted.what.startswith(f"{len(tried)} of {len(needs) - 1} ")
     assert unknown.level is Level.UNKNOWN
     assert unknown.what.startswith("3 subjects were not tried")
     assert "catga.rpc.Quote rpc" in unknown.what
@@ -128,7 +158,8 @@ def rules_in(user: str) -> Permissions:
     text = (Path(__file__).parents[2] / "deploy" / "nats" / "users" / f"{user}.conf").read_text()
     text = re.sub(r"(^|\s)#.*", "", text)
     lists = re.findall(r"(publish|subscribe): \{\s*allow: \[(.*?)\]", text, re.S)
-    return Permissions(**{verb: Rules(allow=tuple(re.findall(r'"([^"]+)"', inner))) for verb, inner in lists})
+    rules = {verb: Rules(allow=tuple(re.findall(r'"([^"]+)"', inner))) for verb, inner in lists}
+    return Permissions(**rules, responses=Responses(4) if "allow_responses: { max: 4" in text else None)
 
 
 @pytest.mark.parametrize("use", [SHOP, WEB, Use("operator", "operator-1", "_INBOX.operator")])

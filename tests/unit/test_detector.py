@@ -174,6 +174,20 @@ def test_nobody_is_dead_while_the_own_connection_is_lost_nor_just_after(rig: Rig
     assert rig.status() is NodeStatus.FAULTED
 
 
+def test_two_hints_at_once_are_one_question(rig: Rig) -> None:
+    """A node has two connections, and both may be cut and come back: that nobody is there is asked again later."""
+    for _ in range(2):
+        rig.take(rig.detector.hint(rig.now, "a"))
+        for probe in rig.probes:
+            rig.nobody(probe)
+    assert len(rig.probes) == 1
+    assert rig.status() is NodeStatus.SUSPECT
+    rig.run(rules.CONFIRM_AFTER + 0.05)
+    rig.answer(rig.probes[-1])
+    assert len(rig.probes) == 2
+    assert rig.status() is NodeStatus.ONLINE
+
+
 def test_a_hint_is_a_question_and_no_verdict(rig: Rig) -> None:
     rig.take(rig.detector.hint(rig.now, "a"))
     assert [probe.node_id for probe in rig.probes] == ["a"]
