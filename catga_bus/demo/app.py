@@ -9,6 +9,7 @@ what a user can do wrong:
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -126,7 +127,7 @@ def run_demo(
         has_faults = faults if faults is not None else rate > 0 and nodes >= _MIN_NODES
         settings = _Settings(rate=rate, nodes=nodes, url=url, in_flight=in_flight, has_faults=has_faults)
         flights = read_flights(data or SHIPPED)
-        with _Workplace(keep) as workplace:
+        with _Workplace(keep) as workplace, _warnings_in(display):
             return _run_in(workplace, settings, flights, display, as_json=as_json, out=out, err=err)
     except (_BadInputError, FlightDataError) as error:
         err.write(f"error: {error}\n")
@@ -167,6 +168,27 @@ class _Workplace:
             said = output.read_text(errors="replace").strip().splitlines()
             yield f"output of {output.stem}: {output}" + (f"\n    {said[-1]}" if said else " (empty)")
         yield f"execution log: {self.execution_log}"
+
+
+@contextlib.contextmanager
+def _warnings_in(display: Display) -> Iterator[None]:
+    """Show what the bus warns of as lines of a display: written by itself, it would tear the picture."""
+    handler = _Saying(display)
+    logger = logging.getLogger("catga_bus")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Saying(logging.Handler):
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.say(f"the bus: {record.getMessage()}")
 
 
 def _empty(directory: Path) -> Path:

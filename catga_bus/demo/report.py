@@ -194,7 +194,7 @@ def text_of(report: Report) -> str:
 
 def _twice(report: Report) -> str:
     text = f"ran twice: {report.ran_twice:,} requests"
-    if not report.faults:
+    if not (report.faults and report.ran_twice):
         return text
     return f"{text}, {report.ran_twice_on_faulted:,} of them on a node that was killed or frozen"
 

@@ -1,10 +1,12 @@
 """The progress: what a line of it says, and which display a stream gets."""
 
 import io
+import logging
 import sys
 
 import msgspec
 
+from catga_bus.demo import app
 from catga_bus.demo.display import PlainDisplay, SilentDisplay, display_for, summary
 from catga_bus.demo.faults import Moment, What
 from catga_bus.demo.progress import Progress, answer_rates
@@ -112,3 +114,14 @@ def test_the_silent_display_shows_nothing(capsys):
         display.say("three nodes")
         display.update(PROGRESS)
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_the_bus_warns_of_is_a_line_of_the_display(capsys):
+    stream = io.StringIO()
+    logger = logging.getLogger("catga_bus.cluster")
+    with app._warnings_in(display_for(stream)):
+        logger.warning("node %s is dead", "desk-2")
+        logger.info("not worth a line")
+    logger.info("nor is this")
+    assert stream.getvalue() == "the bus: node desk-2 is dead\n"
+    assert capsys.readouterr().err == ""
