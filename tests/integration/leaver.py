@@ -1,13 +1,16 @@
 """A service whose handlers make leaving hard, for `catga run tests.integration.leaver:bus`.
 
 It works in the present directory: `began` appears when a handler has begun, `go` lets `Hold` end, `ran` has a line for
-each `Count` that was executed.
+each `Count` that was executed. While `no-names` is there, looking up a host takes for ever.
 """
 
 import asyncio
 import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from catga_bus import BlockingContext, Bus, Request
 
@@ -55,6 +58,15 @@ bus = Bus(
     namespace=os.environ.get("LEAVER_NAMESPACE", "leaver"),
     drain_timeout=float(os.environ.get("LEAVER_DRAIN", "25")),
 )
+
+
+def _look_up(*args: Any, look_up: Callable[..., Any] = socket.getaddrinfo, **options: Any) -> Any:
+    while Path("no-names").exists():
+        time.sleep(0.01)
+    return look_up(*args, **options)
+
+
+socket.getaddrinfo = _look_up
 
 
 @bus.handler

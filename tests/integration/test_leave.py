@@ -132,6 +132,17 @@ async def test_a_second_signal_waits_for_nothing(
     assert "second signal" in node.said
 
 
+async def test_a_name_that_is_looked_up_for_ever_keeps_nobody(start: Start, nats_server: NatsServer) -> None:
+    node = start(nats_server.url.replace("127.0.0.1", "localhost"))
+    await node.is_ready()
+    (node.directory / "no-names").touch()
+    nats_server.kill()
+    await eventually(lambda: node.said.count("lost the connection") == 2, 10.0)
+    await eventually(lambda: node.said.count("no answer in time") >= 2, 20.0, what="both to look the name up in vain")
+    node.signal(signal.SIGTERM)
+    assert await node.has_ended(LEAVE) == 0
+
+
 # -- during the start --------------------------------------------------------------------------------------
 
 
