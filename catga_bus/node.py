@@ -14,7 +14,7 @@ from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import Identity, Report
 from catga_bus.cluster.directory import Directory
 from catga_bus.cluster.discovery import MemoryDiscovery, NatsDiscovery, NodeDiscovery
-from catga_bus.cluster.heartbeat import Vitals
+from catga_bus.cluster.heartbeat import Gauge
 from catga_bus.cluster.records import ClusterStatistics
 from catga_bus.codec import Gate, Limits
 from catga_bus.config import BusConfig
@@ -27,6 +27,7 @@ from catga_bus.errors import CallError
 from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler
 from catga_bus.handlers.router import Collected
+from catga_bus.health import BusState, Facts
 from catga_bus.ids import MessageIds
 from catga_bus.pulse import Pulse
 from catga_bus.requests.caller import Caller
@@ -41,6 +42,7 @@ from catga_bus.transport.base import Transport
 from catga_bus.transport.carriers import make_transport
 from catga_bus.transport.coalescer import Coalescer, CoalescerStatistics
 from catga_bus.transport.memory import MemoryTransport
+from catga_bus.vitals import Vitals
 from catga_bus.wire import Names
 
 log = logging.getLogger("catga_bus")
@@ -107,6 +109,7 @@ class Node:
         self._urls = urls
         self._calls = calls
         self._threads: list[HandlerThreads] = []
+        self.vitals = Vitals(clock)
         self.pulse = Pulse(clock, lambda gap: self.responder.on_gap(gap))
         self.outgoing = self._coalescer()
         self.answers = self._coalescer()
@@ -185,7 +188,7 @@ class Node:
         if given is not None:
             return given
         config, transport, node_id = self.config, self.transport, self.identity.id
-        vitals = Vitals(self.pulse, self.clock, config.stall_timeout)
+        gauge = Gauge(self.pulse, self.vitals, self.clock, config.stall_timeout)
         interval = config.heartbeat_interval
         if isinstance(transport, MemoryTransport):
             return MemoryDiscovery(
@@ -193,7 +196,7 @@ class Node:
                 self._names,
                 gate,
                 self.clock,
-                vitals=vitals,
+                gauge=gauge,
                 allow=allow,
                 node_id=node_id,
                 interval=interval,
@@ -204,7 +207,7 @@ class Node:
             self._names,
             gate,
             self.clock,
-            vitals=vitals,
+            gauge=gauge,
             allow=allow,
             connect=lambda events: make_transport(options, events),
             node_id=node_id,
@@ -253,6 +256,7 @@ class Node:
             ConfigurationError: Another live node has this id.
         """
         self.pulse.start()
+        self.vitals.start()
         await self.directory.listen()
         await self.caller.start()
         await self.directory.join()  # before anything is taken in: another node may have this id
@@ -301,7 +305,7 @@ class Node:
                 )
 
     async def drain(self) -> int:
-        """Say so, take no more work and finish what runs.
+        """Say so, take no more work, finish what runs, and have the server confirm the answers.
 
         Returns:
             How many messages are left after `drain_timeout`.
@@ -309,18 +313,27 @@ class Node:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
                 self.directory.drain()
-                await self._stop_intake()
+                await self.service_api.close()
+                await self.fanout.stop_intake()
+                await self.responder.stop_intake()
+                is_heard = await self._last_call()
                 await self.dispatcher.wait_idle()
+                # What is addressed to this node is answered busy until nothing can come any more; and who hears that
+                # it has left has its answer by then, so that nobody runs the request again.
+                await self.responder.leave()
+                if is_heard:
+                    await self._last_call()
         return self.unfinished
 
-    async def _stop_intake(self) -> None:
-        """Unsubscribe, and wait until nothing more can arrive."""
-        await self.service_api.close()
-        await self.fanout.stop_intake()
-        await self.responder.stop_intake()
-        if self.transport.is_connected:
-            with contextlib.suppress(CallError):
-                await self.transport.flush(2.0)
+    async def _last_call(self) -> bool:
+        """Wait until the server has taken and sent all that was before; return whether it has."""
+        if not self.transport.is_connected:
+            return False
+        try:
+            await self.transport.flush(_LAST_CALL_SECONDS)
+        except CallError:
+            return False
+        return True
 
     def runs(self, task: "asyncio.Task[Any] | None") -> bool:
         """Whether a task is that of a handler; one that has not been suspended yet may not be known."""
@@ -334,8 +347,10 @@ class Node:
     async def close(self) -> None:
         """End everything that was built, in the order in which it hangs together."""
         self.pulse.stop()
+        self.vitals.stop()
         await self.dispatcher.close()
         await self.responder.close()
+        await self.fanout.close()
         for threads in self._threads:
             threads.close()
         await self.caller.close()
@@ -357,6 +372,21 @@ class Node:
             reconnects=self.reconnects,
             breakers=self.caller.guard.statistics(),
             nodes=self.directory.statistics(),
+        )
+
+    def facts(self, state: BusState, *, is_subscribed: bool) -> Facts:
+        """Return what health is judged from; from any thread."""
+        counts = self.dispatcher.statistics()
+        return Facts(
+            state=state,
+            is_connected=self.transport.is_connected,
+            is_subscribed=is_subscribed,
+            is_replaced=self.directory.is_replaced,
+            stall=self.pulse.stall(self.clock()),
+            in_flight=counts.running,
+            intake=counts.intake,
+            intake_bytes=counts.intake_bytes,
+            signs=self.vitals.read(),
         )
 
     # -- connection ----------------------------------------------------------------------------------------
@@ -431,6 +461,9 @@ class _StreamNames(msgspec.Struct):
 
 
 _CAPTURE_SECONDS = 0.5  # a server answers in a millisecond; one whose user may not ask does not answer at all
+_LAST_CALL_SECONDS = 1.0
+# In which a server says that it sends nothing more. One that is frozen is asked once, and takes another 0.8 s for the
+# heartbeats and 2 s for the connection: with a second for handlers that are cancelled, leaving is over within 5 s.
 _MAX_DENIED = 1_000
 _MAX_BREAKERS = 64  # that a heartbeat names
 _encode_json = msgspec.json.Encoder().encode

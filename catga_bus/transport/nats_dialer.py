@@ -11,6 +11,7 @@ from catga_bus.errors import AuthenticationError, ConfigurationError
 from catga_bus.rarely import RareLog
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.nats_credentials import connect_fields, tls_context, wants_tls
+from catga_bus.transport.nats_names import NameLookup
 from catga_bus.transport.nats_protocol import ServerInfo
 from catga_bus.transport.nats_servers import Server, ServerPool
 from catga_bus.transport.nats_socket import NatsSocket, describe
@@ -61,6 +62,7 @@ class Dialer:
         self._rng = rng
         self._log = log
         self._make_socket = make_socket
+        self._names = NameLookup()
         self._delay = options.reconnect_delay
         # What cannot work is found here, once, and not as one more reason why nobody answers.
         connect_fields(options, self.pool.seeds[0], "probe")
@@ -122,10 +124,12 @@ class Dialer:
         self._delay = min(2 * self._delay, max(_MAX_DELAY, self._options.reconnect_delay))
 
     async def _shake_hands(self, server: Server) -> Dialed:
+        addresses = await self._names.addresses(server.host, server.port)
         socket = self._make_socket()
         try:
             info = await socket.open(
                 server,
+                addresses,
                 tls=lambda: tls_context(self._options),
                 insist_on_tls=server.tls or wants_tls(self._options),
                 hostname=self._options.tls_hostname,

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 from catga_bus.errors import AuthenticationError, CatgaError
@@ -82,6 +82,7 @@ class NatsSocket(asyncio.Protocol):
     async def open(
         self,
         server: Server,
+        addresses: Sequence[str],
         *,
         tls: Callable[[], ssl.SSLContext],
         insist_on_tls: bool,
@@ -92,6 +93,7 @@ class NatsSocket(asyncio.Protocol):
 
         Args:
             server: Where to.
+            addresses: What its host stands for, at least one; they are tried in turn.
             tls: Makes the context if the server or we want TLS.
             insist_on_tls: Whether a server without TLS is refused, so that nobody in between can
                 talk us out of it.
@@ -106,7 +108,7 @@ class NatsSocket(asyncio.Protocol):
             CatgaError: It says something else that ends the connection.
             OSError: It cannot be reached, or TLS fails.
         """
-        await asyncio.get_running_loop().create_connection(lambda: self, server.host, server.port)
+        await self._reach(addresses, server.port)
         info = await self._info
         self._check()
         if info.tls_required or insist_on_tls:
@@ -118,6 +120,14 @@ class NatsSocket(asyncio.Protocol):
         self._parser.routes = self._routes
         self._is_open = True
         return self._latest_info
+
+    async def _reach(self, addresses: Sequence[str], port: int) -> None:
+        *others, last = addresses
+        for address in others:
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().create_connection(lambda: self, address, port)
+                return
+        await asyncio.get_running_loop().create_connection(lambda: self, last, port)
 
     def _check(self) -> None:
         # What went wrong between a line of the server and the turn in which `open` goes on.

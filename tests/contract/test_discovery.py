@@ -8,7 +8,7 @@ import pytest
 
 from catga_bus.clock import monotonic
 from catga_bus.cluster.discovery import MemoryDiscovery, NatsDiscovery
-from catga_bus.cluster.heartbeat import Vitals
+from catga_bus.cluster.heartbeat import Gauge
 from catga_bus.codec import Gate
 from catga_bus.pulse import Pulse
 from catga_bus.testing import RecordedEvents
@@ -16,15 +16,16 @@ from catga_bus.testing.discovery_contract import DiscoveryContract, Make
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.memory import MemoryTransport
 from catga_bus.transport.nats_core import NatsTransport
+from catga_bus.vitals import Vitals
 from catga_bus.wire import Names
 
 INTERVAL = 0.05
 
 
-def vitals() -> Vitals:
+def gauge() -> Gauge:
     pulse = Pulse(monotonic, lambda _: None)
     pulse.start()
-    return Vitals(pulse, monotonic, 0.5)
+    return Gauge(pulse, Vitals(), monotonic, 0.5)
 
 
 class TestMemoryDiscovery(DiscoveryContract):
@@ -42,7 +43,7 @@ class TestMemoryDiscovery(DiscoveryContract):
                     names,
                     Gate(),
                     monotonic,
-                    vitals=vitals(),
+                    gauge=gauge(),
                     allow=lambda _: True,
                     node_id=node_id,
                     interval=INTERVAL,
@@ -68,7 +69,7 @@ class TestNatsDiscovery(DiscoveryContract):
                     names,
                     Gate(),
                     monotonic,
-                    vitals=vitals(),
+                    gauge=gauge(),
                     allow=lambda _: True,
                     connect=lambda events: NatsTransport(options, events),
                     node_id=node_id,
