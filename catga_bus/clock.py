@@ -12,6 +12,9 @@ monotonic: Clock = time.monotonic
 # time.monotonic and the event loops of asyncio and uvloop all read CLOCK_MONOTONIC, so instants
 # taken here may be handed to loop.call_at.
 
+cpu_seconds: Clock = time.process_time
+"""Seconds that the processors have worked for this process, all threads together, in user and in system mode."""
+
 
 def utc_now() -> datetime:
     """Return the wall-clock time: for people to read, never for deciding anything."""
