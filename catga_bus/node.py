@@ -14,7 +14,7 @@ from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import Identity, Report
 from catga_bus.cluster.directory import Directory
 from catga_bus.cluster.discovery import MemoryDiscovery, NatsDiscovery, NodeDiscovery
-from catga_bus.cluster.heartbeat import Vitals
+from catga_bus.cluster.heartbeat import Gauge
 from catga_bus.cluster.records import ClusterStatistics
 from catga_bus.codec import Gate, Limits
 from catga_bus.config import BusConfig
@@ -41,6 +41,7 @@ from catga_bus.transport.base import Transport
 from catga_bus.transport.carriers import make_transport
 from catga_bus.transport.coalescer import Coalescer, CoalescerStatistics
 from catga_bus.transport.memory import MemoryTransport
+from catga_bus.vitals import Vitals
 from catga_bus.wire import Names
 
 log = logging.getLogger("catga_bus")
@@ -107,6 +108,7 @@ class Node:
         self._urls = urls
         self._calls = calls
         self._threads: list[HandlerThreads] = []
+        self.vitals = Vitals(clock)
         self.pulse = Pulse(clock, lambda gap: self.responder.on_gap(gap))
         self.outgoing = self._coalescer()
         self.answers = self._coalescer()
@@ -185,7 +187,7 @@ class Node:
         if given is not None:
             return given
         config, transport, node_id = self.config, self.transport, self.identity.id
-        vitals = Vitals(self.pulse, self.clock, config.stall_timeout)
+        gauge = Gauge(self.pulse, self.vitals, self.clock, config.stall_timeout)
         interval = config.heartbeat_interval
         if isinstance(transport, MemoryTransport):
             return MemoryDiscovery(
@@ -193,7 +195,7 @@ class Node:
                 self._names,
                 gate,
                 self.clock,
-                vitals=vitals,
+                gauge=gauge,
                 allow=allow,
                 node_id=node_id,
                 interval=interval,
@@ -204,7 +206,7 @@ class Node:
             self._names,
             gate,
             self.clock,
-            vitals=vitals,
+            gauge=gauge,
             allow=allow,
             connect=lambda events: make_transport(options, events),
             node_id=node_id,
@@ -253,6 +255,7 @@ class Node:
             ConfigurationError: Another live node has this id.
         """
         self.pulse.start()
+        self.vitals.start()
         await self.directory.listen()
         await self.caller.start()
         await self.directory.join()  # before anything is taken in: another node may have this id
@@ -334,6 +337,7 @@ class Node:
     async def close(self) -> None:
         """End everything that was built, in the order in which it hangs together."""
         self.pulse.stop()
+        self.vitals.stop()
         await self.dispatcher.close()
         await self.responder.close()
         for threads in self._threads:

@@ -10,7 +10,7 @@ import msgspec
 from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import Identity, Report
 from catga_bus.cluster.detector import Probe
-from catga_bus.cluster.heartbeat import Beacon, Heart, HeartThread, Vitals
+from catga_bus.cluster.heartbeat import Beacon, Gauge, Heart, HeartThread
 from catga_bus.cluster.records import Incarnation, NodeInfo, NodeStatus, info_of
 from catga_bus.codec import DECODE_ERRORS, Gate, GateError, explain
 from catga_bus.errors import CatgaError
@@ -262,7 +262,7 @@ class NatsDiscovery(BeatDiscovery):
         names: The subjects.
         gate: Lets beats in.
         clock: Monotonic seconds.
-        vitals: How the node is.
+        gauge: How the node is.
         allow: Whether an answer may go to a subject.
         connect: Makes the transport of the thread.
         node_id: Who asks.
@@ -277,7 +277,7 @@ class NatsDiscovery(BeatDiscovery):
         gate: Gate,
         clock: Clock,
         *,
-        vitals: Vitals,
+        gauge: Gauge,
         allow: Callable[[str], bool],
         connect: Callable[[TransportEvents], Transport],
         node_id: str,
@@ -285,13 +285,13 @@ class NatsDiscovery(BeatDiscovery):
         hints: str | None = None,
     ) -> None:
         super().__init__(transport, names, gate, clock, node_id=node_id, interval=interval, hints=hints)
-        self._vitals = vitals
+        self._gauge = gauge
         self._allow = allow
         self._connect = connect
 
     def _make_heart(self) -> Heart:
         def make(transport: Transport) -> Beacon:
-            return Beacon(transport, self._names, self._vitals, self._allow, self._interval)
+            return Beacon(transport, self._names, self._gauge, self._allow, self._interval)
 
         return HeartThread(self._connect, make, self._interval)
 
@@ -307,7 +307,7 @@ class MemoryDiscovery(BeatDiscovery):
         names: The subjects.
         gate: Lets beats in.
         clock: Monotonic seconds.
-        vitals: How the node is.
+        gauge: How the node is.
         allow: Whether an answer may go to a subject.
         node_id: Who asks.
         interval: Seconds between beats.
@@ -322,14 +322,14 @@ class MemoryDiscovery(BeatDiscovery):
         gate: Gate,
         clock: Clock,
         *,
-        vitals: Vitals,
+        gauge: Gauge,
         allow: Callable[[str], bool],
         node_id: str,
         interval: float,
     ) -> None:
         super().__init__(transport, names, gate, clock, node_id=node_id, interval=interval)
         self._broker = transport
-        self._vitals = vitals
+        self._gauge = gauge
         self._allow = allow
         self._beacon: Beacon | None = None
         self._heard: set[str] = set()
@@ -364,7 +364,7 @@ class MemoryDiscovery(BeatDiscovery):
             self._beacon.beat()
 
     def _make_heart(self) -> Heart:
-        self._beacon = Beacon(self._broker, self._names, self._vitals, self._allow, self._interval)
+        self._beacon = Beacon(self._broker, self._names, self._gauge, self._allow, self._interval)
         return self._beacon
 
 

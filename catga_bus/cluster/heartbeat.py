@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import BeatWriter, Identity, Report
 from catga_bus.cluster.records import Incarnation, NodeLoad, NodeStatus
-from catga_bus.cluster.usage import Usage
 from catga_bus.errors import CatgaError
 from catga_bus.pulse import Pulse
 from catga_bus.transport.base import Subscription, Transport, TransportEvents
+from catga_bus.vitals import Vitals
 from catga_bus.wire import Names
 
 LEAVE_SECONDS = 0.5
@@ -56,20 +56,21 @@ class Heart(Protocol):
         """Say good-bye and beat no more, within a second."""
 
 
-class Vitals:
-    """How a node is at the moment of a beat: what its loop reported, and how late the loop is.
+class Gauge:
+    """How a node is at the moment of a beat: what its loop reported, how late the loop is, what the process costs.
 
     Args:
         pulse: Measures the loop.
+        vitals: Measures the process.
         clock: Monotonic seconds.
         stall_timeout: Seconds after which a loop that is late makes the node not ready.
     """
 
-    def __init__(self, pulse: Pulse, clock: Clock, stall_timeout: float) -> None:
+    def __init__(self, pulse: Pulse, vitals: Vitals, clock: Clock, stall_timeout: float) -> None:
         self._pulse = pulse
+        self._vitals = vitals
         self._clock = clock
         self._stall_timeout = stall_timeout
-        self._usage = Usage(clock)
 
     def stall(self) -> tuple[float, bool]:
         """Return how late the loop has been since the last call, in seconds, and whether it keeps up now."""
@@ -78,8 +79,8 @@ class Vitals:
 
     def load(self, report: Report) -> NodeLoad:
         """Return how busy the node is."""
-        cpu, memory_bytes = self._usage.read()
-        return NodeLoad(report.in_flight, report.intake, report.handled, cpu, memory_bytes)
+        signs = self._vitals.read()
+        return NodeLoad(report.in_flight, report.intake, report.handled, signs.cpu, signs.resident_bytes or 0)
 
 
 class Beacon:
@@ -88,20 +89,20 @@ class Beacon:
     Args:
         transport: Carries the beats; its owner closes it.
         names: The subjects.
-        vitals: How the node is.
+        gauge: How the node is.
         allow: Whether an answer may go to a subject.
         interval: Seconds between beats.
     """
 
     def __init__(
-        self, transport: Transport, names: Names, vitals: Vitals, allow: Callable[[str], bool], interval: float
+        self, transport: Transport, names: Names, gauge: Gauge, allow: Callable[[str], bool], interval: float
     ) -> None:
         self.report = Report()
         self.interval = interval
         self.sent = 0
         self._transport = transport
         self._names = names
-        self._vitals = vitals
+        self._gauge = gauge
         self._allow = allow
         self._loop = asyncio.get_running_loop()
         self._status = NodeStatus.ONLINE
@@ -117,7 +118,7 @@ class Beacon:
         """Begin to beat and to answer pings."""
         self._writer = BeatWriter(identity, incarnation)
         self._subject = self._names.heartbeat(identity.id)
-        self._load = self._vitals.load(self.report)
+        self._load = self._gauge.load(self.report)
         ping = self._names.node_ping(identity.service, identity.id)
         self._pings = await self._transport.subscribe(ping, self._on_ping)
         await self._transport.flush(LEAVE_SECONDS)  # who hears the first beat may ask at once
@@ -147,8 +148,8 @@ class Beacon:
 
     def _beat_on(self) -> None:
         self._timer = self._loop.call_later(self.interval, self._beat_on)
-        self._stall, self._is_in_time = self._vitals.stall()
-        self._load = self._vitals.load(self.report)
+        self._stall, self._is_in_time = self._gauge.stall()
+        self._load = self._gauge.load(self.report)
         self.beat()
 
     def _on_ping(self, _: str, __: bytes, reply: str, ___: Mapping[str, str] | None) -> None:

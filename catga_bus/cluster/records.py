@@ -48,7 +48,7 @@ class NodeLoad(msgspec.Struct, frozen=True):
     """Share of one core that its process used between the last two beats; above 1.0 with several threads."""
 
     memory_bytes: int = 0
-    """Resident memory of its process."""
+    """Resident memory of its process; 0 where the system does not tell."""
 
 
 _NOTHING: Final[Mapping[int, int]] = MappingProxyType({})
