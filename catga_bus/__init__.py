@@ -31,6 +31,7 @@ from catga_bus.errors import (
 )
 from catga_bus.handlers.dependencies import Depends
 from catga_bus.handlers.router import Router
+from catga_bus.health import BusState, Check, CheckStatus, Health
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
 from catga_bus.pipeline import CallNext, Result
@@ -48,12 +49,15 @@ __all__ = [
     "Bulkhead",
     "Bus",
     "BusConfig",
+    "BusState",
     "BusStateError",
     "BusStatistics",
     "CallError",
     "CallNext",
     "CatgaError",
     "ChangeKind",
+    "Check",
+    "CheckStatus",
     "CircuitOpenError",
     "ClusterStatistics",
     "Code",
@@ -67,6 +71,7 @@ __all__ = [
     "Err",
     "Event",
     "HandlerError",
+    "Health",
     "InvalidMessageError",
     "NoHandlerError",
     "NodeChange",

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 from catga_bus.bus import Bus
 from catga_bus.cluster.records import NodeInfo, NodeStatus
 from catga_bus.errors import BusStateError
+from catga_bus.health import Health
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
 from catga_bus.result import Err, Ok
@@ -123,6 +124,10 @@ class BlockingBus:
             return self.bus.statistics()
 
         return self._wait(snapshot())
+
+    def health(self) -> Health:
+        """Return whether the bus lives and takes work; see `Bus.health`."""
+        return self.bus.health()
 
     @property
     def node(self) -> NodeInfo:

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -28,6 +27,7 @@ from catga_bus.errors import (
     PermissionDeniedError,
 )
 from catga_bus.handlers.router import Router
+from catga_bus.health import BusState, Facts, Health, HealthLimits, assess
 from catga_bus.ids import new_node_id
 from catga_bus.messages import Command, Event, Request, options_of
 from catga_bus.node import BusStatistics, ConnectionEvents, Node
@@ -41,14 +41,6 @@ from catga_bus.wire import SERVICE_API, Names
 R = TypeVar("R")
 
 log = logging.getLogger("catga_bus")
-
-
-class _State(Enum):
-    NEW = auto()
-    STARTING = auto()
-    STARTED = auto()
-    DRAINING = auto()
-    CLOSED = auto()
 
 
 class Bus(Router):
@@ -120,7 +112,7 @@ class Bus(Router):
         self._zone, self._region = zone, region
         self._discovery = discovery
         self._clock: Clock = monotonic
-        self._state = _State.NEW
+        self._state = BusState.NEW
         self._pid = os.getpid()
         self._is_id_drawn = node_id is None
         self._urls_in_use = self._urls
@@ -139,7 +131,7 @@ class Bus(Router):
         self._fire_through: Callable[[Any, Any], Any] | None = None
 
     def __repr__(self) -> str:
-        return f"<Bus {self.service} node {self.node_id} {self._state.name.lower()}>"
+        return f"<Bus {self.service} node {self.node_id} {self._state}>"
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -157,7 +149,7 @@ class Bus(Router):
             BusStateError: The bus has started.
             ConfigurationError: A value cannot be used.
         """
-        if self._state is not _State.NEW:
+        if self._state is not BusState.NEW:
             raise BusStateError(f"{self!r} has started; override before start()")
         if url is not None:
             self._urls = _checked_urls(url)
@@ -178,10 +170,10 @@ class Bus(Router):
             PermissionDeniedError: The server refused a subscription that a handler needs.
             ConfigurationError: Something registered cannot work in this version.
         """
-        if self._state is not _State.NEW:
+        if self._state is not BusState.NEW:
             raise BusStateError(f"{self!r} cannot be started: a bus starts once; make a new one")
         self._check_registrations()
-        self._state = _State.STARTING
+        self._state = BusState.STARTING
         self._collected.sealed = f"{self!r} has started; register before start()"
         work = self._starting = asyncio.create_task(self._start())
         try:
@@ -239,7 +231,7 @@ class Bus(Router):
             self._send_through = compose(self._collected.outbound, self._send_core)
             self._fire_through = compose(self._collected.outbound, self._fire_core)
         if self._closing is None:
-            self._state = _State.STARTED
+            self._state = BusState.STARTED
         log.info("%s serves %s over %s", self.node_id, self.service, transport.url)
 
     async def _connect(self) -> Transport:
@@ -271,7 +263,7 @@ class Bus(Router):
                     f"a handler of {self!r} called drain(), which waits for that handler; "
                     f"give it to a task, asyncio.create_task(bus.drain()), and return, or call close()"
                 )
-        if self._starting is not None and self._state is not _State.CLOSED:
+        if self._starting is not None and self._state is not BusState.CLOSED:
             self._check_process()
             if self._draining is None:
                 self._draining = asyncio.create_task(self._drain(self._starting))
@@ -283,8 +275,8 @@ class Bus(Router):
     async def _drain(self, start: "asyncio.Task[None]") -> None:
         try:
             await asyncio.wait({start})
-            if self._state is _State.STARTED:
-                self._state = _State.DRAINING
+            if self._state is BusState.STARTED:
+                self._state = BusState.DRAINING
                 if left := await self._open().drain():
                     log.warning("%s leaves %d messages unfinished", self.node_id, left)
         finally:
@@ -297,7 +289,7 @@ class Bus(Router):
         process that started it, the bus is only marked as closed: the connection is the parent's.
         """
         if self._starting is not None and self._pid != os.getpid():
-            self._state = _State.CLOSED
+            self._state = BusState.CLOSED
             self._node = None
             return
         closing = self._begin_close()
@@ -306,7 +298,7 @@ class Bus(Router):
 
     def _begin_close(self) -> "asyncio.Task[None]":
         if self._closing is None:
-            self._state = _State.CLOSED
+            self._state = BusState.CLOSED
             self._closing = asyncio.create_task(self._close())
         return self._closing
 
@@ -356,7 +348,7 @@ class Bus(Router):
         Raises:
             CatgaError: As `start`.
         """
-        is_new = self._state is _State.NEW
+        is_new = self._state is BusState.NEW
         asked, hurry, early = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         def on_signal(name: str) -> None:
@@ -516,6 +508,25 @@ class Bus(Router):
         """Return a snapshot of what the bus has done since its start."""
         return self._open().statistics()
 
+    def health(self) -> Health:
+        """Return whether the bus lives and takes work, and what that rests on.
+
+        It may be called from any thread, also while the event loop is blocked, and at any time in the life of the bus.
+
+        Raises:
+            BusStateError: The bus was started before a fork.
+        """
+        self._check_process()
+        here, config = self._node, self.config
+        if here is None:
+            facts = Facts(state=self._state)
+        else:
+            # Draining takes the subscriptions back, one after the other.
+            is_subscribed = self._state is BusState.STARTED and self._connection.up.is_set()
+            facts = here.facts(self._state, is_subscribed=is_subscribed)
+        limits = HealthLimits(stall=config.stall_timeout, intake=config.intake, intake_bytes=config.intake_bytes)
+        return assess(facts, limits)
+
     # -- calls made by handlers ----------------------------------------------------------------------------
 
     async def send_from(
@@ -655,7 +666,7 @@ class Bus(Router):
     def _open(self) -> Node:
         self._check_process()
         if self._node is None:
-            fix = "`async with bus:` or `await bus.start()` first" if self._state is _State.NEW else "make a new one"
+            fix = "`async with bus:` or `await bus.start()` first" if self._state is BusState.NEW else "make a new one"
             raise BusStateError(f"{self!r} is not started; {fix}")
         return self._node
 

@@ -27,6 +27,7 @@ from catga_bus.errors import CallError
 from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler
 from catga_bus.handlers.router import Collected
+from catga_bus.health import BusState, Facts
 from catga_bus.ids import MessageIds
 from catga_bus.pulse import Pulse
 from catga_bus.requests.caller import Caller
@@ -361,6 +362,21 @@ class Node:
             reconnects=self.reconnects,
             breakers=self.caller.guard.statistics(),
             nodes=self.directory.statistics(),
+        )
+
+    def facts(self, state: BusState, *, is_subscribed: bool) -> Facts:
+        """Return what health is judged from; from any thread."""
+        counts = self.dispatcher.statistics()
+        return Facts(
+            state=state,
+            is_connected=self.transport.is_connected,
+            is_subscribed=is_subscribed,
+            is_replaced=self.directory.is_replaced,
+            stall=self.pulse.stall(self.clock()),
+            in_flight=counts.running,
+            intake=counts.intake,
+            intake_bytes=counts.intake_bytes,
+            signs=self.vitals.read(),
         )
 
     # -- connection ----------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Directory:
         self._incarnation: Incarnation = (0, 0)
         self._highest = 0  # number of an incarnation of this id that was heard
         self._status = NodeStatus.ONLINE
-        self._is_ready = False
+        self._is_ready = self._is_replaced = False
         self._takers: dict[str, list[NodeInfo]] = {}  # by type; emptied when the view changes
         self._watchers: WeakSet[Watcher] = WeakSet()
         self._missed = 0
@@ -160,6 +160,11 @@ class Directory:
         self._is_ready = is_ready
         self._discovery.report(self._present_report())
         self._discovery.tell(self._status)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another live process has taken the id of this node, which was ready; from any thread."""
+        return self._is_replaced
 
     def drain(self) -> None:
         """Say that this node takes no more work, with a beat at once."""
@@ -237,6 +242,7 @@ class Directory:
             "more work; restart it, with an id of its own",
             *(rival.id, rival.service, rival.version, *rival.incarnation),
         )
+        self._is_replaced = True
         self.set_ready(is_ready=False)
 
     def _follow(self, step: Step, heard: str = "") -> None:

@@ -17,11 +17,14 @@ from catga_bus import (
     Bus,
     CallError,
     CallNext,
+    Check,
+    CheckStatus,
     Command,
     Context,
     Depends,
     Err,
     Event,
+    Health,
     Ok,
     Outcome,
     Outgoing,
@@ -342,3 +345,15 @@ def the_blocking_bus_infers_the_same() -> None:
         client.publish(Ticked(1))
         client.broadcast(Ticked(1))
         client.send(Ticked(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def health_is_a_value() -> None:
+    health = bus.health()
+    assert_type(health, Health)
+    assert_type(health.live, bool)
+    assert_type(health.ready, bool)
+    for check in health.checks:
+        assert_type(check, Check)
+        assert_type(check.status, CheckStatus)
+        assert_type(check.value, bool | int | float | str | None)
+    health.ready = True  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
