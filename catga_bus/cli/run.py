@@ -1,8 +1,11 @@
 """`catga run`: one node of a service, from a module."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -11,6 +14,10 @@ from catga_bus.cli.exits import ExitCode
 from catga_bus.cli.loading import load_attribute, load_module
 from catga_bus.cli.options import debug_option
 from catga_bus.errors import ConfigurationError
+from catga_bus.http import HealthServer
+
+TOKEN_VARIABLE = "CATGA_HEALTH_TOKEN"
+"""Names the token that shows `/health` to other machines. No option: what stands on a command line, all users see."""
 
 _LEVELS = ("debug", "info", "warning", "error")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -21,6 +28,16 @@ Examples:
   catga run shop.app:bus
   catga run shop.app --url nats://nats-1:4222,nats://nats-2:4222
   catga run shop.app:bus --node-id shop-1 --log-level debug
+  catga run shop.app:bus --health 127.0.0.1:8080
+
+\b
+--health serves, on a thread of its own, for GET and HEAD:
+  /livez   200 while a restart would not help, a lost server included;
+           503 once the event loop has been blocked for 30 s, or the bus is closed
+  /readyz  200 while work may be sent here: started, connected, subscriptions
+           confirmed, event loop in time, memory left; 503 from the first signal on
+  /health  why, as JSON: for who asks from this machine, and for others with the
+           header `Authorization: Bearer $CATGA_HEALTH_TOKEN`, if that is set
 """
 
 
@@ -39,8 +56,13 @@ Examples:
     show_default=True,
     help="What is logged to stderr.",
 )
+@click.option(
+    "--health",
+    metavar="HOST:PORT",
+    help="Serve /livez, /readyz and /health here; [::1]:8080 for IPv6, port 0 for one that is free.",
+)
 @debug_option
-def run(*, target: str, url: str | None, node_id: str | None, log_level: str) -> int:
+def run(*, target: str, url: str | None, node_id: str | None, log_level: str, health: str | None) -> int:
     """Import MODULE and run its BUS until SIGTERM or Ctrl-C, then drain: finish and answer what runs.
 
     A second signal ends it at once; the exit code is 1 if something was left unfinished. The working
@@ -50,9 +72,21 @@ def run(*, target: str, url: str | None, node_id: str | None, log_level: str) ->
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     bus = load_bus(target)
     bus.override(url=url, node_id=node_id)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with _health_server(health, bus), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         finished = runner.run(bus.run())
     return ExitCode.OK if finished else ExitCode.FAILED
+
+
+@contextlib.contextmanager
+def _health_server(address: str | None, bus: Bus) -> Iterator[None]:
+    """Serve the health of a bus, if that is asked for, and print where."""
+    if address is None:
+        yield
+        return
+    with HealthServer(address, bus.health, os.environ.get(TOKEN_VARIABLE) or None) as server:
+        click.echo(f"health at {server.url}")
+        sys.stdout.flush()  # whoever waits for the port may read a pipe
+        yield
 
 
 def load_bus(target: str) -> Bus:
