@@ -324,7 +324,7 @@ class Node:
         await self.responder.stop_intake()
         if self.transport.is_connected:
             with contextlib.suppress(CallError):
-                await self.transport.flush(2.0)
+                await self.transport.flush(_LAST_CALL_SECONDS)
 
     def runs(self, task: "asyncio.Task[Any] | None") -> bool:
         """Whether a task is that of a handler; one that has not been suspended yet may not be known."""
@@ -451,6 +451,9 @@ class _StreamNames(msgspec.Struct):
 
 
 _CAPTURE_SECONDS = 0.5  # a server answers in a millisecond; one whose user may not ask does not answer at all
+_LAST_CALL_SECONDS = 1.0
+# In which a server says that it sends nothing more. One that is frozen takes another 0.8 s for the heartbeats and 2 s
+# for the connection: with a second for handlers that are cancelled, leaving is over within 5 s.
 _MAX_DENIED = 1_000
 _MAX_BREAKERS = 64  # that a heartbeat names
 _encode_json = msgspec.json.Encoder().encode
