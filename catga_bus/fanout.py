@@ -169,7 +169,12 @@ class Fanout:
                 self._subscriptions.append(tick)
 
     async def stop_intake(self) -> None:
-        """Take no more events; those that have arrived are still handled."""
+        """Take no more events; those that are on their way here are still handled."""
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+
+    async def close(self) -> None:
+        """Be deaf."""
         for subscription in self._subscriptions:
             await subscription.close()
         self._subscriptions.clear()

@@ -305,7 +305,7 @@ class Node:
                 )
 
     async def drain(self) -> int:
-        """Say so, take no more work and finish what runs.
+        """Say so, take no more work, finish what runs, and have the server confirm the answers.
 
         Returns:
             How many messages are left after `drain_timeout`.
@@ -313,18 +313,27 @@ class Node:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
                 self.directory.drain()
-                await self._stop_intake()
+                await self.service_api.close()
+                await self.fanout.stop_intake()
+                await self.responder.stop_intake()
+                is_heard = await self._last_call()
                 await self.dispatcher.wait_idle()
+                # What is addressed to this node is answered busy until nothing can come any more; and who hears that
+                # it has left has its answer by then, so that nobody runs the request again.
+                await self.responder.leave()
+                if is_heard:
+                    await self._last_call()
         return self.unfinished
 
-    async def _stop_intake(self) -> None:
-        """Unsubscribe, and wait until nothing more can arrive."""
-        await self.service_api.close()
-        await self.fanout.stop_intake()
-        await self.responder.stop_intake()
-        if self.transport.is_connected:
-            with contextlib.suppress(CallError):
-                await self.transport.flush(_LAST_CALL_SECONDS)
+    async def _last_call(self) -> bool:
+        """Wait until the server has taken and sent all that was before; return whether it has."""
+        if not self.transport.is_connected:
+            return False
+        try:
+            await self.transport.flush(_LAST_CALL_SECONDS)
+        except CallError:
+            return False
+        return True
 
     def runs(self, task: "asyncio.Task[Any] | None") -> bool:
         """Whether a task is that of a handler; one that has not been suspended yet may not be known."""
@@ -341,6 +350,7 @@ class Node:
         self.vitals.stop()
         await self.dispatcher.close()
         await self.responder.close()
+        await self.fanout.close()
         for threads in self._threads:
             threads.close()
         await self.caller.close()
@@ -452,8 +462,8 @@ class _StreamNames(msgspec.Struct):
 
 _CAPTURE_SECONDS = 0.5  # a server answers in a millisecond; one whose user may not ask does not answer at all
 _LAST_CALL_SECONDS = 1.0
-# In which a server says that it sends nothing more. One that is frozen takes another 0.8 s for the heartbeats and 2 s
-# for the connection: with a second for handlers that are cancelled, leaving is over within 5 s.
+# In which a server says that it sends nothing more. One that is frozen is asked once, and takes another 0.8 s for the
+# heartbeats and 2 s for the connection: with a second for handlers that are cancelled, leaving is over within 5 s.
 _MAX_DENIED = 1_000
 _MAX_BREAKERS = 64  # that a heartbeat names
 _encode_json = msgspec.json.Encoder().encode

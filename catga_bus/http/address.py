@@ -1,5 +1,6 @@
 """Where to listen: `HOST:PORT` as people write it."""
 
+import os
 import socket
 
 from catga_bus.errors import ConfigurationError
@@ -43,7 +44,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, where = found[0]
         return socket.create_server(where[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # a name that is no host name fails as text
-        reason = getattr(error, "strerror", None) or str(error)
+        number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+        reason = str(error) if number is None else os.strerror(number)
         raise ConfigurationError(
             f"cannot listen on {shown}: {reason.lower()}; choose another address, or port 0 for any that is free"
         ) from error

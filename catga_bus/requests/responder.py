@@ -172,12 +172,20 @@ class Responder:
         self._is_leaving = True
         for endpoint in self._endpoints.values():
             if endpoint.subscription is not None:
-                await endpoint.subscription.close()
+                await endpoint.subscription.unsubscribe()
+
+    async def leave(self) -> None:
+        """Have nobody send here any more, by name neither; what still comes is answered busy until `close`."""
+        for subscription in self._own:
+            await subscription.unsubscribe()
 
     async def close(self) -> None:
         """Be deaf."""
         self._notices.close()
         await self._thaw.close()
+        for endpoint in self._endpoints.values():
+            if endpoint.subscription is not None:
+                await endpoint.subscription.close()
         for subscription in self._own:
             await subscription.close()
 
@@ -235,7 +243,7 @@ class Responder:
             self._pulse.beat(now)
         lane = self._lane(inbox, allowed or "")
         if self._is_leaving or allowed is None:
-            self._refuse_all(lane, frames)
+            self._refuse_all(lane, frames, allowed)
             return
         endpoint, running, admit, settle = self._endpoints[allowed], self._running, self._dispatcher.admit, self._settle
         counted_from = now - self._thaw.gap  # nobody knows when in the gap it came
@@ -296,12 +304,16 @@ class Responder:
         self._joined += is_known
         return is_known
 
-    def _refuse_all(self, lane: Lane, frames: Sequence[MessageFrame]) -> None:
+    def _refuse_all(self, lane: Lane, frames: Sequence[MessageFrame], allowed: str | None) -> None:
+        again: list[str] = []
         for frame in frames:
-            if self._is_leaving:
-                self._refuse(lane, frame.id, Status.BUSY, _LEAVING)
-            else:
+            if frame.type != allowed:
                 self._refuse(lane, frame.id, Status.INVALID, self._unknown(frame.type))
+            elif not self._is_known(frame, lane, again):  # else it runs, or ran: another node would run it again
+                self._refuse(lane, frame.id, Status.BUSY, _LEAVING)
+        here = [message_id for message_id in again if message_id in self._running]
+        if here:
+            self._tell_accepted(lane.subject, here)
 
     # -- what callers ask and say about requests -----------------------------------------------------------
 

@@ -337,6 +337,40 @@ class TransportContract:
         assert len(received) == at_close
         assert len(stays) == 201
 
+    async def test_what_was_sent_to_a_subscription_that_leaves_still_arrives(self, carrier: Carrier, root: str) -> None:
+        sender, _ = await carrier.connect()
+        leaver, _ = await carrier.connect()
+        stayer, _ = await carrier.connect()
+        left, stayed = Received(), Received()
+        leaving = await leaver.subscribe(root, left, queue="workers")
+        await stayer.subscribe(root, stayed, queue="workers")
+        await _settle(leaver, stayer)
+        for payload in _numbers(500):
+            sender.publish(root, payload)
+        sender.push()
+        await leaving.unsubscribe()  # no turn of the loop in between: none has been read here
+        await leaving.unsubscribe()
+        await leaver.flush()
+        at_flush = len(left)
+        for payload in _numbers(50):
+            sender.publish(root, payload)
+        await _settle(sender, stayer, leaver)
+        await eventually(lambda: len(left) + len(stayed) == 550, what="every message at one of the two")
+        assert len(left) == at_flush
+        await leaving.close()
+        await leaving.close()
+
+    async def test_a_subscription_that_is_unsubscribed_can_be_closed_at_once(self, carrier: Carrier, root: str) -> None:
+        transport, _ = await carrier.connect()
+        received = Received()
+        subscription = await transport.subscribe(root, received)
+        await transport.flush()
+        transport.publish(root, b"1")
+        await subscription.unsubscribe()
+        await subscription.close()
+        await _settle(transport)
+        assert len(received) == 0
+
     async def test_a_subscription_knows_its_subject_and_closes_twice(self, carrier: Carrier, root: str) -> None:
         transport, _ = await carrier.connect()
         subscription = await transport.subscribe(f"{root}.>", Received())

@@ -38,6 +38,13 @@ class Subscription(Protocol):
         """The subject as subscribed; may hold the wildcards `*` and `>`."""
         ...
 
+    async def unsubscribe(self) -> None:
+        """Ask for no more. What was sent here by then still reaches the sink: all of it has after the next `flush`.
+
+        Whoever serves others leaves like this, and closes after the flush; `close` by itself drops what is on its way.
+        A second time does nothing.
+        """
+
     async def close(self) -> None:
         """End the interest. Messages that have arrived before it returns may still reach the sink; none does after."""
 

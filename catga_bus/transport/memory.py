@@ -151,7 +151,7 @@ class MemoryTransport:
             link.changed.set()
 
     async def flush(self, timeout: float = 5.0) -> None:
-        """Wait until the broker has taken everything: a turn of the loop, longer if it is stalled.
+        """Wait until the broker has taken everything, and this loop what the broker had for it.
 
         Raises:
             DisconnectedError: There is no connection, it was cut meanwhile, or the broker stayed
@@ -166,6 +166,9 @@ class MemoryTransport:
                 await asyncio.sleep(0)
                 while link.broker.is_stalled and link.losses == losses:
                     await _next_change(link)
+                until = link.handed_over + len(link.queue)
+                while link.handed_over < until and link.losses == losses:  # noqa: ASYNC110 - every turn hands over more
+                    await asyncio.sleep(0)
         except TimeoutError:
             raise DisconnectedError(f"cannot flush: {self.url} has not answered within {timeout} s") from None
         if link.losses != losses:

@@ -106,6 +106,7 @@ class Link:
 
     - `queue` holds what was routed here and waits for a turn of `loop`; `queued_bytes` is its size;
       `is_awake` says that such a turn is booked, which it always is while the queue is not empty.
+    - `handed_over` counts what has left the queue for its sink.
     - `waiting` holds what this connection published while the broker was stalled.
     - `losses` counts how often the connection was cut, so that a wait can tell that it was.
     """
@@ -123,6 +124,7 @@ class Link:
         self.subscriptions: dict[MemorySubscription, None] = {}
         self.queue: deque[tuple[MemorySubscription, _Message, int]] = deque()
         self.queued_bytes = 0
+        self.handed_over = 0
         self.dropped = 0
         self.is_awake = False
         self.waiting: deque[tuple[_Message, int]] = deque()
@@ -152,6 +154,7 @@ class Link:
             waiting = len(self.queue)
             count = min(waiting, max(_TURN_MESSAGES, waiting // 2))
             batch = [self.queue.popleft() for _ in range(count)]
+            self.handed_over += count
             for _, _, size in batch:
                 self.queued_bytes -= size
             dropped, self.dropped = self.dropped, 0
@@ -200,8 +203,13 @@ class MemorySubscription:
         """The subject as subscribed."""
         return self._subject
 
+    async def unsubscribe(self) -> None:
+        """Ask for no more; what was sent by then still reaches the sink."""
+        self.link.broker.unsubscribe(self)
+
     async def close(self) -> None:
         """End the interest; nothing reaches the sink after this returns. Closing twice is fine."""
+        self.is_closed = True
         self.link.broker.unsubscribe(self)
 
 
@@ -422,13 +430,13 @@ class MemoryBroker:
         link.lose()
         self._links.pop(link, None)
         for subscription in tuple(link.subscriptions):
+            subscription.is_closed = True
             self._drop(subscription)
 
     def _drop(self, subscription: MemorySubscription) -> None:
-        if subscription.is_closed:
+        if subscription not in subscription.link.subscriptions:
             return
-        subscription.is_closed = True
-        subscription.link.subscriptions.pop(subscription, None)
+        del subscription.link.subscriptions[subscription]
         if self._patterns.pop(subscription, None) is None:
             same = self._exact[subscription.subject]
             del same[subscription]

@@ -402,11 +402,14 @@ class NatsConnection:
 
     def remove_route(self, sid: bytes) -> None:
         """End an interest; its sink is not called again. A second time does nothing."""
-        if self._routes.pop(sid, None) is None:
-            return
-        del self._interests[sid]
-        self.write(encode_unsubscribe(int(sid)))
-        self.push()
+        if self._routes.pop(sid, None) is not None:
+            self.end_interest(sid)
+
+    def end_interest(self, sid: bytes) -> None:
+        """Ask the server for no more; what comes still goes to the sink. A second time does nothing."""
+        if self._interests.pop(sid, None) is not None:
+            self.write(encode_unsubscribe(int(sid)))
+            self.push()
 
     # What the socket tells.
 

@@ -34,6 +34,10 @@ class NatsSubscription:
         """The subject as subscribed."""
         return self._subject
 
+    async def unsubscribe(self) -> None:
+        """Ask for no more; what was sent by then still reaches the sink."""
+        self._connection.end_interest(self._sid)
+
     async def close(self) -> None:
         """End the interest; nothing reaches the sink after this returns. Closing twice is fine."""
         self._connection.remove_route(self._sid)

@@ -44,6 +44,12 @@ class Count(Request[int]):
     number: int
 
 
+class CountOnce(Request[int], idempotent=False):
+    """The same, and nobody may try again where it may have been executed."""
+
+    number: int
+
+
 bus = Bus(
     "leaver",
     namespace=os.environ.get("LEAVER_NAMESPACE", "leaver"),
@@ -98,7 +104,7 @@ async def block(request: Block) -> str:
 
 
 @bus.handler(concurrency=64)
-async def count(request: Count) -> int:
+async def count(request: Count | CountOnce) -> int:
     with Path("ran").open("a") as ran:  # appended with one write
         ran.write(f"{request.number}\n")
     await asyncio.sleep(0.02)

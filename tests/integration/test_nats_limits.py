@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from catga_bus.errors import ConfigurationError, Outcome, TooLargeError
-from catga_bus.testing import RecordedEvents, eventually
+from catga_bus.testing import Received, RecordedEvents, eventually
 from catga_bus.transport.nats_core import NatsTransport
 from tests.fake_nats import FakeNats
 from tests.servers import NatsServer
@@ -275,3 +275,24 @@ async def test_what_a_turn_publishes_leaves_at_its_end_or_with_a_push(make_trans
         assert writes[1:] == [b"PUB a 1\r\n3\r\n"]
         transport.publish("a", bytes(300_000))
         assert len(writes) == 3, "a turn that publishes much does not gather it all"
+
+
+async def test_what_the_server_sent_before_it_read_the_unsubscribe_still_arrives(make_transport: Make) -> None:
+    async with FakeNats() as server:
+        transport, _ = make_transport(server.url)
+        await transport.connect()
+        leaving, closed = Received(), Received()
+        first = await transport.subscribe("a.leaving", leaving)
+        second = await transport.subscribe("a.closed", closed)
+        await transport.flush()
+        await first.unsubscribe()
+        await second.close()
+        server.say(b"MSG a.leaving 1 1\r\nx\r\nMSG a.closed 2 1\r\ny\r\n")
+        await transport.flush()
+        assert (leaving.payloads, len(closed)) == ([b"x"], 0)
+        assert server.lines.count(b"UNSUB 1") == 1
+        await first.close()
+        assert server.lines.count(b"UNSUB 1") == 1
+        server.say(b"MSG a.leaving 1 1\r\nz\r\n")
+        await transport.flush()
+        assert leaving.payloads == [b"x"]
