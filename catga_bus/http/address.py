@@ -44,11 +44,15 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, where = found[0]
         return socket.create_server(where[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # a name that is no host name fails as text
-        number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
-        reason = str(error) if number is None else os.strerror(number)
         raise ConfigurationError(
-            f"cannot listen on {shown}: {reason.lower()}; choose another address, or port 0 for any that is free"
+            f"cannot listen on {shown}: {_reason(error).lower()}; choose another address, or port 0 for any that is free"
         ) from error
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)  # its own text goes on to name the address again
+    return getattr(error, "strerror", None) or str(error)
 
 
 BACKLOG = 64

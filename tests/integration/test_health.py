@@ -82,7 +82,7 @@ async def test_a_node_is_ready_when_it_has_started_and_until_it_drains(
         call = await asked(client, Hold(), node)
         assert (await checks(node))["in flight"]["value"] == 1
         node.signal(signal.SIGTERM)
-        await eventually(lambda: "draining" in node.said, 10.0)
+        await eventually(lambda: "SIGTERM, draining" in node.said, 10.0)
         await becomes(node, "/readyz", UNREADY, within=2.0)
         assert await node.ask("/livez") == LIVE
         assert (await checks(node))["state"]["value"] == "draining"

@@ -79,7 +79,7 @@ async def test_what_runs_is_finished_first(start: Start, nats_server: NatsServer
     await begin(node, nats_server.url, namespace, Hold())
     cause(fault, nats_server)
     node.signal(signal.SIGTERM)
-    await eventually(lambda: "draining" in node.said, 10.0)
+    await eventually(lambda: "SIGTERM, draining" in node.said, 10.0)
     with pytest.raises(AssertionError):
         await node.has_ended(1.0)
     (node.directory / "go").touch()
@@ -93,7 +93,7 @@ async def test_what_runs_is_answered(start: Start, nats_server: NatsServer, name
         call = asyncio.create_task(client.send(Hold(), timeout=60.0))
         await eventually(lambda: (node.directory / "began").exists(), 10.0)
         node.signal(signal.SIGTERM)
-        await eventually(lambda: "draining" in node.said, 10.0)
+        await eventually(lambda: "SIGTERM, draining" in node.said, 10.0)
         refused = await client.send(Count(1), timeout=10.0)
         assert isinstance(refused, Err)
         assert refused.outcome == "not_run", refused
@@ -126,7 +126,7 @@ async def test_a_second_signal_waits_for_nothing(
     await begin(node, nats_server.url, namespace, Stubborn())
     cause(fault, nats_server)
     node.signal(signal.SIGTERM)
-    await eventually(lambda: "draining" in node.said, 10.0)
+    await eventually(lambda: "SIGTERM, draining" in node.said, 10.0)
     node.signal(signal.SIGTERM)
     assert await node.has_ended(LEAVE) == 1
     assert "second signal" in node.said
