@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(where[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # a name that is no host name fails as text
         raise ConfigurationError(
-            f"cannot listen on {shown}: {_reason(error).lower()}; choose another address, or port 0 for any that is free"
+            f"cannot listen on {shown}: {_reason(error).lower()}; choose another one, or port 0 for any"
         ) from error
 
 

@@ -140,7 +140,7 @@ async def test_a_port_in_use_ends_the_node_before_it_takes_work(
     address = first.url.removeprefix("http://")
     second = start(nats_server.url, "--health", address)  # the last one counts
     assert await second.has_ended(30.0) == 2
-    assert second.said.startswith(f"error: cannot listen on {address}: address already in use; choose another address")
+    assert second.said.startswith(f"error: cannot listen on {address}: address already in use; choose another one")
     assert second.said.count("\n") == 1
     assert "connected" not in second.said
 
