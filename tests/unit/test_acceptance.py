@@ -215,6 +215,35 @@ async def test_what_comes_to_a_node_that_is_about_to_leave_is_busy(shop: Shop, a
     assert asker.answers == [("2", Status.BUSY), ("1", Status.OK)]
 
 
+async def test_a_copy_of_what_runs_joins_it_while_the_node_leaves(shop: Shop, asker: Asker) -> None:
+    asker.ask("1")
+    await eventually(lambda: shop.ran == ["1"])
+    leaving = asyncio.create_task(shop.bus.drain())
+    await eventually(lambda: "DRAINING" in repr(shop.bus).upper())
+    asker.ask("1", "2", attempt=2)
+    await eventually(lambda: asker.answers == [("2", Status.BUSY)])
+    await eventually(lambda: asker.accepted.count("1") >= 1)
+    shop.gate.set()
+    await leaving
+    assert asker.answers == [("2", Status.BUSY), ("1", Status.OK)], "busy would have another node run it again"
+    assert shop.ran == ["1"]
+
+
+async def test_what_is_on_its_way_when_a_node_begins_to_leave_is_answered(shop: Shop, asker: Asker) -> None:
+    node = shop.bus._node
+    assert node is not None
+    ids = [str(number) for number in range(500)]
+    for one in ids:
+        asker.transport.publish(
+            Names().request("Ask"),
+            join_batch(Kind.MESSAGES, ("asker", asker.inbox, 1), [_encode((one, "Ask", None, 5_000, 1, None, {}))]),
+        )
+    await node.drain()  # no turn of the loop in between: none has been read here
+    await eventually(lambda: len(asker.answers) == 500)
+    assert {status for _, status in asker.answers} == {Status.BUSY}
+    assert shop.ran == []
+
+
 async def test_a_call_that_takes_long_is_not_sent_again(shop: Shop, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "STATUS_INTERVAL", 0.1)
     async with Bus("web", url=url, attempt_timeout=0.05) as client:
