@@ -308,22 +308,50 @@ class Node:
         """Say so, take no more work, finish what runs, and have the server confirm the answers.
 
         Returns:
-            How many messages are left after `drain_timeout`.
+            How many messages are left after `drain_timeout`, or when only a connection was missing for too long.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
+                began, reconnects = self.clock(), self.reconnects
                 self.directory.drain()
                 await self.service_api.close()
                 await self.fanout.stop_intake()
                 await self.responder.stop_intake()
                 is_heard = await self._last_call()
-                await self.dispatcher.wait_idle()
+                await self._finish(_PATIENCE_SECONDS - (self.clock() - began))
+                if self.reconnects != reconnects:
+                    # Whoever asked has to come back as well, and then asks for what was answered meanwhile.
+                    await asyncio.sleep(_REUNION_SECONDS)
+                    is_heard = True
                 # What is addressed to this node is answered busy until nothing can come any more; and who hears that
                 # it has left has its answer by then, so that nobody runs the request again.
                 await self.responder.leave()
                 if is_heard:
                     await self._last_call()
         return self.unfinished
+
+    async def _finish(self, patience: float) -> None:
+        """Wait until everything is finished and its answers have left.
+
+        Answers that cannot leave hold back what has not started, for as long as the connection is gone. So once nothing
+        runs, the connection is waited for only while there is patience.
+
+        Args:
+            patience: Seconds; not above 0 if the server has been silent for too long already.
+        """
+        idle = asyncio.ensure_future(self.dispatcher.wait_idle())
+        try:
+            while not idle.done() or self.answers.is_blocked:
+                if self.answers.is_blocked and not self.dispatcher.is_running:
+                    if patience <= 0.0:
+                        return
+                    patience -= _LOOK_SECONDS
+                    await asyncio.sleep(_LOOK_SECONDS)
+                else:
+                    await asyncio.wait({idle}, timeout=_LOOK_SECONDS)
+        finally:
+            idle.cancel()
+            await asyncio.gather(idle, return_exceptions=True)
 
     async def _last_call(self) -> bool:
         """Wait until the server has taken and sent all that was before; return whether it has."""
@@ -459,6 +487,15 @@ class ConnectionEvents:
 class _StreamNames(msgspec.Struct):
     streams: list[str] | None = None
 
+
+_PATIENCE_SECONDS = 2.0
+# How long a leaving node waits for its connection once nothing runs any more. A server that is restarted is back in one
+# second; together with the good-byes (of the heartbeats 0.75 s, of the connection 2 s) it stays below the promised 5 s.
+
+_REUNION_SECONDS = 0.5
+# How long it stays when the connection came back: longer than the pause between two attempts of most callers.
+
+_LOOK_SECONDS = 0.02
 
 _CAPTURE_SECONDS = 0.5  # a server answers in a millisecond; one whose user may not ask does not answer at all
 _LAST_CALL_SECONDS = 1.0

@@ -439,7 +439,7 @@ class Directory:
     def doubtful(self, type_name: str) -> list[Address]:
         """Return the nodes not heard of lately that handle a type; while there are none, some that do."""
         handle = [peer.info for peer in self._detector.peers.values() if type_name in peer.info.types]
-        handle = [info for info in handle if info.status is not NodeStatus.FAULTED or not info.evicted]
+        # One that seemed evicted may have come back unseen, so without a better guess it is named, too.
         doubted = [info for info in handle if _is_trouble(info)] or handle
         return [(info.service, info.id) for info in doubted[:MAX_DOUBTFUL]]
 

@@ -396,6 +396,11 @@ class Dispatcher:
         if not self._admitted and not self._running:
             self._idle.set()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a handler runs: one that was suspended and has not ended."""
+        return bool(self._running)
+
     async def wait_idle(self) -> None:
         """Wait until everything admitted is settled and nothing runs."""
         while self._admitted or self._running:

@@ -309,15 +309,11 @@ class Responder:
         return True
 
     def _refuse_all(self, lane: Lane, frames: Sequence[MessageFrame], allowed: str | None) -> None:
-        again: list[str] = []
         for frame in frames:
             if frame.type != allowed:
                 self._refuse(lane, frame.id, Status.INVALID, self._unknown(frame.type))
-            elif not self._is_known(frame, lane, again):  # else it runs, or ran: another node would run it again
+            elif not self._is_known(frame.id, lane):  # else it runs, or ran: another node would run it again
                 self._refuse(lane, frame.id, Status.BUSY, _LEAVING)
-        here = [message_id for message_id in again if message_id in self._running]
-        if here:
-            self._tell_accepted(lane.subject, here)
 
     # -- what callers ask and say about requests -----------------------------------------------------------
 
