@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks requests | memory | idle | overload`.
+"""The command line: `python -m benchmarks requests | memory | idle | overload | failover | heartbeats | hot_path`.
 
 Exit codes: 0 measured, whatever the numbers; 1 the run broke off, or something happened that must
 not, such as a caller without an answer; 2 wrong options, or no server.
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import idle, memory, overload, requests
+from benchmarks import failover, idle, memory, overload, requests
 from benchmarks.errors import BenchmarkError, ServerUnreachableError, UsageError
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.reporting import make_progress, result_file, utc_now, write_json
 from benchmarks.server import open_server
 
-_BENCHMARKS = {"requests": requests, "memory": memory, "idle": idle, "overload": overload}
+_BENCHMARKS = {"requests": requests, "memory": memory, "idle": idle, "overload": overload, "failover": failover}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,15 +2,18 @@
 
 The parent holds a `RoleProcess`; the child builds the role, an async context manager, and runs its
 methods one at a time as they are asked for over a pipe. A child ends when the pipe closes, so none
-outlives a parent that was killed.
+outlives a parent that was killed. On SIGTERM it leaves its role, which drains what it has.
 """
 
 import asyncio
 import importlib
 import multiprocessing
+import os
 import signal
+import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,15 +38,16 @@ class RoleProcess:
     Args:
         role: Where the role is found, `package.module:Class`. Only the child imports it, so that no
             side pays for the libraries of another.
+        path: Where the child looks for packages first, such as another version of catga_bus; None for nowhere else.
         arguments: What the role's class is called with; must pickle.
     """
 
-    def __init__(self, role: str, **arguments: Any) -> None:
+    def __init__(self, role: str, path: Path | None = None, /, **arguments: Any) -> None:
         self._role = role
         # Spawned, not forked: a child inherits neither the parent's memory nor its event loop.
         context = multiprocessing.get_context("spawn")
         self._connection, child_end = context.Pipe()
-        self._process = context.Process(target=_run_child, args=(child_end, role, arguments), daemon=True)
+        self._process = context.Process(target=_run_child, args=(child_end, role, path, arguments), daemon=True)
         self._child_end = child_end
 
     def __enter__(self) -> Self:
@@ -52,15 +56,19 @@ class RoleProcess:
         Raises:
             RoleFailedError: The role raised while starting, or took longer than 30 s.
         """
-        self._process.start()
-        # Closed here, or the end of the child would never be seen as the end of the pipe.
-        self._child_end.close()
+        self.launch()
         try:
             self.result(timeout=_START_SECONDS)
         except BaseException:
             self._end()
             raise
         return self
+
+    def launch(self) -> None:
+        """Start the process and do not wait: `result` returns when the role is ready, and `__exit__` ends it."""
+        self._process.start()
+        # Closed here, or the end of the child would never be seen as the end of the pipe.
+        self._child_end.close()
 
     def __exit__(
         self,
@@ -115,6 +123,36 @@ class RoleProcess:
             raise RoleFailedError(f"{self._role}: {value}")
         return value
 
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended, negative for a signal; None if it has not."""
+        return self._process.exitcode
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the system says that the process stands still."""
+        return bool(psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the process a signal.
+
+        Raises:
+            RoleFailedError: The process has ended.
+        """
+        if self._process.pid is None or self._process.exitcode is not None:
+            raise self._died()
+        os.kill(self._process.pid, number)
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the process.
+
+        Raises:
+            RoleFailedError: It lives on after `timeout` seconds.
+        """
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise RoleFailedError(f"{self._role}: its process has not ended within {timeout:g} s")
+
     def cpu_seconds(self) -> float:
         """Return the processor time used so far, user and system."""
         times = psutil.Process(self._process.pid).cpu_times()
@@ -148,7 +186,9 @@ class RoleProcess:
         self._connection.close()
 
 
-def _run_child(connection: Connection, role: str, arguments: dict[str, Any]) -> None:
+def _run_child(connection: Connection, role: str, path: Path | None, arguments: dict[str, Any]) -> None:
+    if path is not None:
+        sys.path.insert(0, str(path))
     # Ctrl-C reaches the whole process group; the parent alone decides when its children end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(asyncio.CancelledError, BrokenPipeError):
@@ -169,6 +209,8 @@ async def _serve(connection: Connection, role: str, arguments: dict[str, Any]) -
             if main is not None:
                 main.cancel()
 
+    if main is not None:
+        loop.add_signal_handler(signal.SIGTERM, main.cancel)
     try:
         module, _, name = role.partition(":")
         manager = getattr(importlib.import_module(module), name)(**arguments)
