@@ -154,6 +154,7 @@ class Node:
             clock=clock,
         )
         self.directory.on_dead.append(self.caller.node_died)
+        self.directory.on_self.append(self.responder.heard_itself)
         self.fanout = Fanout(
             transport,
             self.outgoing,
@@ -422,6 +423,7 @@ class Node:
     def disconnected(self) -> None:
         """The connection was lost."""
         self.directory.disconnected()
+        self.responder.lost_connection()
         self.caller.disconnected()
 
     def reconnected(self) -> None:

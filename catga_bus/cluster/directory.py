@@ -60,6 +60,7 @@ class Directory:
 
     Attributes:
         troubled: Names of request types of which some node is not to be trusted; see `requests.peers.Peers`.
+        on_self: Called with the time from beat to beat whenever this node has heard itself.
         on_dead: Called with the id of each node that died, left or was replaced.
         on_change: Called with each change.
     """
@@ -76,6 +77,7 @@ class Directory:
         timeout: float,
     ) -> None:
         self.troubled: Collection[str] = frozenset()
+        self.on_self: list[Callable[[float], None]] = []
         self.on_dead: list[Callable[[str], None]] = []
         self.on_change: list[Callable[[NodeChange], None]] = []
         self._discovery = discovery
@@ -208,8 +210,12 @@ class Directory:
 
     def on_beat(self, info: NodeInfo, seq: int) -> None:
         """A beat was heard."""
-        if info.id == self._identity.id and info.incarnation != self._incarnation:
-            self._highest = max(self._highest, info.incarnation[0])
+        if info.id == self._identity.id:
+            if info.incarnation == self._incarnation:
+                for told in self.on_self:
+                    self._call(told, self._interval)
+            else:
+                self._highest = max(self._highest, info.incarnation[0])
         self._follow(self._detector.beat(self._clock(), info, seq), info.id)
 
     def on_answer(self, info: NodeInfo, seq: int, number: int) -> None:

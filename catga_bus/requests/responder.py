@@ -14,7 +14,7 @@ from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.failures import describe
 from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
-from catga_bus.pulse import Pulse
+from catga_bus.pulse import GAP, Pulse
 from catga_bus.rarely import RareLog
 from catga_bus.requests.arrivals import Arrivals
 from catga_bus.requests.inboxes import Inboxes
@@ -143,6 +143,8 @@ class Responder:
         self._kept = KeptAnswers(kept_bytes, clock)
         self._pulse = pulse
         self._thaw = Thaw(transport, dispatcher)
+        self._heard_at = -math.inf  # when this node last heard itself
+        self._deaf_at = math.inf  # when this node should have heard itself; infinite if that says nothing
         self._batches = self._requests = self._rejected = self._dropped = 0
         self._told = self._joined = self._cancelled = 0
 
@@ -191,6 +193,19 @@ class Responder:
         """The event loop stood still for so long: what arrived meanwhile is old."""
         self._thaw.begin(seconds)
 
+    def heard_itself(self, interval: float) -> None:
+        """The connection has brought this node's own heartbeat, so what comes now has not waited on the way.
+
+        Args:
+            interval: Seconds until the next one.
+        """
+        self._heard_at = self._clock()
+        self._deaf_at = self._heard_at + interval + GAP
+
+    def lost_connection(self) -> None:
+        """What waited in the connection is gone with it."""
+        self._deaf_at = math.inf
+
     def statistics(self) -> ResponderStatistics:
         """Return the counts so far."""
         return ResponderStatistics(
@@ -237,8 +252,8 @@ class Responder:
         self._batches += 1
         self._requests += len(frames)
         now = self._clock()
-        if now > self._pulse.late_at:
-            self._pulse.beat(now)
+        if now > self._pulse.late_at or now > self._deaf_at:
+            self._after_gap(now)
         lane = self._lane(inbox, allowed or "")
         if self._is_leaving or allowed is None:
             self._refuse_all(lane, frames, allowed)
@@ -290,6 +305,13 @@ class Responder:
             self._transport.push()
         arrivals.watch()
         self._dispatcher.wake()
+
+    def _after_gap(self, now: float) -> None:
+        """Take what comes now as old: the loop stood still, or the connection brought nothing."""
+        if now > self._deaf_at:
+            self._deaf_at = math.inf
+            self._thaw.begin(now - self._heard_at)
+        self._pulse.beat(now)
 
     def _is_known(self, message_id: str, lane: Lane) -> bool:
         """Whether a request is here already, or was: then it joins what runs, or gets the same answer."""

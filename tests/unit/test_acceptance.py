@@ -191,6 +191,24 @@ async def test_a_node_that_stood_still_starts_nothing_before_it_has_heard_the_se
     await eventually(lambda: shop.ran == ["young", "later"])
 
 
+async def test_what_a_link_held_back_waits_for_the_server_like_what_came_during_a_gap(shop: Shop, asker: Asker) -> None:
+    """The loop ran all the time, but the node had not heard its own heartbeats: requests and cancels lay on the way."""
+    here = shop.bus._node
+    assert here is not None
+    shop.gate.set()
+    here.transport.flush = blocked = _Blocked()  # type: ignore[method-assign]
+    here.responder.heard_itself(-5.0)
+    here.responder._heard_at -= 3.0
+    asker.ask("old", remaining_ms=2_000)
+    asker.ask("cancelled", "young", remaining_ms=30_000)
+    asker.cancel("cancelled")
+    await eventually(lambda: shop.requests.cancelled == 1)
+    assert shop.ran == []
+    blocked.open.set()
+    await eventually(lambda: len(asker.answers) == 2)
+    assert sorted(asker.answers) == [("old", Status.EXPIRED), ("young", Status.OK)]
+
+
 class _Blocked:
     """A flush that waits until it is let go."""
 
