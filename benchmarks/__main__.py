@@ -9,13 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import failover, idle, memory, overload, requests
+from benchmarks import failover, heartbeats, idle, memory, overload, requests
 from benchmarks.errors import BenchmarkError, ServerUnreachableError, UsageError
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.reporting import make_progress, result_file, utc_now, write_json
 from benchmarks.server import open_server
 
-_BENCHMARKS = {"requests": requests, "memory": memory, "idle": idle, "overload": overload, "failover": failover}
+_BENCHMARKS = {
+    "requests": requests,
+    "memory": memory,
+    "idle": idle,
+    "overload": overload,
+    "failover": failover,
+    "heartbeats": heartbeats,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
