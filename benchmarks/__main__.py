@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks requests | memory | idle | overload | failover | heartbeats | hot_path`.
+"""The command line: `python -m benchmarks requests`, or another name; `--help` lists them.
 
 Exit codes: 0 measured, whatever the numbers; 1 the run broke off, or something happened that must
 not, such as a caller without an answer; 2 wrong options, or no server.
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import failover, heartbeats, idle, memory, overload, requests
+from benchmarks import failover, heartbeats, hot_path, idle, memory, overload, requests
 from benchmarks.errors import BenchmarkError, ServerUnreachableError, UsageError
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.reporting import make_progress, result_file, utc_now, write_json
@@ -22,6 +22,7 @@ _BENCHMARKS = {
     "overload": overload,
     "failover": failover,
     "heartbeats": heartbeats,
+    "hot-path": hot_path,
 }
 
 

@@ -1,52 +1,31 @@
 """Requests: latency one at a time, throughput with many in flight, beside other ways to do it.
 
-Every round starts all workers and clients anew, each in its own process, and goes through the
-numbers in flight; at each number the sides take their turns one right after the other, in an order
-that rotates from round to round. What disturbs the machine so disturbs all sides alike, and ratios
-are taken per round.
+How the sides take turns is in `rounds`.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
-import psutil
-
-from benchmarks.load import Run
-from benchmarks.machine import busy_percent, busy_seconds, core_count
 from benchmarks.options import positive_integer, positive_integers, positive_number
-from benchmarks.processes import RoleProcess
 from benchmarks.reporting import Progress, Report, figure, figure_with_spread, markdown_table
+from benchmarks.rounds import Measurement, Side, measure_rounds
 from benchmarks.server import Server
-from benchmarks.statistics import Spread, Target, ratio_by_round, requests_for, spread
+from benchmarks.statistics import Spread, Target, ratio_by_round, spread
 
 HELP = "latency and throughput beside bare nats-py and FastStream"
 
 _WORKERS_OF_FASTSTREAM = 64  # as many as a handler of catga_bus runs side by side by default
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One way to send a request."""
-
-    title: str
-    module: str
-    worker_options: dict[str, Any] = field(default_factory=dict)
-    wanted_throughput: Target | None = None
-    """What catga_bus should reach as a multiple of this side."""
-
-
 SIDES = {
     "catga": Side("catga_bus", "benchmarks.sides.catga"),
-    "bare": Side("bare nats-py", "benchmarks.sides.bare", {}, Target(2.5, aim=5.0)),
-    "faststream": Side("FastStream", "benchmarks.sides.faststream", {}, Target(35.0, aim=80.0)),
+    "bare": Side("bare nats-py", "benchmarks.sides.bare", wanted_throughput=Target(2.5, aim=5.0)),
+    "faststream": Side("FastStream", "benchmarks.sides.faststream", wanted_throughput=Target(35.0, aim=80.0)),
     "faststream-64": Side(
         f"FastStream, {_WORKERS_OF_FASTSTREAM} workers",
         "benchmarks.sides.faststream",
         {"max_workers": _WORKERS_OF_FASTSTREAM},
-        Target(35.0, aim=80.0),
+        wanted_throughput=Target(35.0, aim=80.0),
     ),
 }
 """In the order of the columns; catga_bus is what the others are compared with."""
@@ -56,37 +35,6 @@ WANTED_LATENCY = Target(1.3, aim=1.1, higher_is_better=False)
 
 TARGETED_IN_FLIGHT = (256, 1024)
 """The numbers in flight whose throughput has a target, besides each side's best."""
-
-QUIET_PERCENT = 10.0
-"""How much of the machine others may take. One of two cores, 50 %, took three quarters of its throughput from bare
-nats-py at 256 in flight, and need not take as much from the other sides: ratios then say nothing."""
-
-_LISTEN_SECONDS = 0.3
-# A slow machine may need several times what was asked for; a hang needs for ever.
-_PATIENCE_SECONDS = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One side at one number in flight in one round."""
-
-    round: int
-    side: str
-    in_flight: int
-    run: Run
-    client_cpu_seconds: float
-    worker_cpu_seconds: float
-    server_cpu_seconds: float | None
-    """None where the server is not ours to look at."""
-
-    others_percent: float | None
-    """How much of all cores other processes took meanwhile; None where the server would be one of them."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all of it for the raw data."""
-        values = asdict(self)
-        run = values.pop("run")
-        return values | run | {"requests_per_second": self.run.requests_per_second}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,103 +66,16 @@ def run(options: argparse.Namespace, server: Server, progress: Progress) -> Repo
     """Measure, and report."""
     rounds = options.rounds if options.rounds is not None else 1 if options.quick else 5
     seconds = options.seconds if options.seconds is not None else 0.3 if options.quick else 1.5
-    progress.expect(rounds * len(options.in_flight) * len(options.only))
-    measured: list[Measurement] = []
-    busy: list[float] = []
-    for number in range(1, rounds + 1):
-        busy.append(busy_percent(_LISTEN_SECONDS))
-        shift = (number - 1) % len(options.only)
-        order = options.only[shift:] + options.only[:shift]
-        measured += _measure_round(number, order, options.in_flight, seconds, server, progress)
+    sides = {key: SIDES[key] for key in options.only}
+    measured = measure_rounds(sides, options.in_flight, rounds, seconds, server, progress)
     settings = {
         "rounds": rounds,
         "seconds": seconds,
         "in_flight": options.in_flight,
         "sides": options.only,
     }
-    raw = {
-        "settings": settings,
-        "busy_percent_before_round": busy,
-        "measurements": [each.as_json() for each in measured],
-    }
-    tables = _Tables(options.only, options.in_flight, measured).markdown()
-    return Report(f"{_disturbance(busy, measured)}{tables}", raw)
-
-
-def _disturbance(before_rounds: Sequence[float], measured: Sequence[Measurement]) -> str:
-    """Return a warning where something else was running, or nothing."""
-    during = [each.others_percent for each in measured if each.others_percent is not None]
-    worst = max([*before_rounds, *during])
-    if worst <= QUIET_PERCENT:
-        return ""
-    told = f", during {sum(each > QUIET_PERCENT for each in during)} of {len(during)} measurements more than"
-    return (
-        f"**Not to be quoted:** other processes took up to {worst:.0f} % of the machine"
-        f"{f'{told} {QUIET_PERCENT:.0f} %' if during else ''}; repeat when nothing else is running.\n\n"
-    )
-
-
-def _measure_round(
-    number: int,
-    order: Sequence[str],
-    levels: Sequence[int],
-    seconds: float,
-    server: Server,
-    progress: Progress,
-) -> Iterator[Measurement]:
-    with ExitStack() as stack:
-        pairs = {key: _start(key, server, stack) for key in order}
-        for in_flight in levels:
-            for key in order:
-                title = SIDES[key].title
-                progress.step(f"round {number}: {in_flight:,} in flight, {title}")
-                yield _measure(number, key, in_flight, seconds, pairs[key], server)
-
-
-def _start(key: str, server: Server, stack: ExitStack) -> tuple[RoleProcess, RoleProcess]:
-    side = SIDES[key]
-    # A namespace for each side, or the workers of both kinds of FastStream would share their work.
-    where = {"url": server.url, "namespace": f"{server.namespace}-{key}"}
-    worker = RoleProcess(f"{side.module}:Worker", **where, **side.worker_options)
-    stack.enter_context(worker)
-    client = stack.enter_context(RoleProcess(f"{side.module}:Client", **where))
-    return client, worker
-
-
-def _measure(
-    number: int,
-    side: str,
-    in_flight: int,
-    seconds: float,
-    pair: tuple[RoleProcess, RoleProcess],
-    server: Server,
-) -> Measurement:
-    client, worker = pair
-    patience = _PATIENCE_SECONDS + 10 * seconds
-    rate = client.call("calibrate", timeout=patience, in_flight=in_flight, seconds=seconds / 4)
-    requests = requests_for(rate, seconds, in_flight=in_flight)
-    before = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server), busy_seconds()]
-    result = client.call("measure", timeout=patience, in_flight=in_flight, requests=requests)
-    after = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server), busy_seconds()]
-    of_client, of_worker, of_server, of_all = (end - begin for begin, end in zip(before, after, strict=True))
-    of_others = max(0.0, of_all - of_client - of_worker - of_server)
-    return Measurement(
-        number,
-        side,
-        in_flight,
-        result,
-        of_client,
-        of_worker,
-        None if server.pid is None else of_server,
-        None if server.pid is None else of_others / result.seconds / core_count() * 100,
-    )
-
-
-def _server_cpu_seconds(server: Server) -> float:
-    if server.pid is None:
-        return 0.0
-    times = psutil.Process(server.pid).cpu_times()
-    return float(times.user + times.system)
+    tables = _Tables(options.only, options.in_flight, measured.measurements).markdown()
+    return Report(f"{measured.disturbance()}{tables}", {"settings": settings} | measured.as_json())
 
 
 class _Tables:

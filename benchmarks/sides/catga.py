@@ -1,7 +1,7 @@
 """catga_bus: typed requests and an async handler, every option at its default."""
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -43,10 +43,11 @@ class Worker:
     Args:
         url: Where the server is.
         namespace: Keeps this run apart from everything else on the server.
+        options: Of the bus, beside these.
     """
 
-    def __init__(self, url: str, namespace: str) -> None:
-        self._bus = Bus("bench", url=url, namespace=namespace)
+    def __init__(self, url: str, namespace: str, **options: Any) -> None:
+        self._bus = Bus("bench", url=url, namespace=namespace, **options)
         self._bus.handler(quote)
 
     async def __aenter__(self) -> Self:
@@ -70,11 +71,12 @@ class Client(LoadClient):
     Args:
         url: Where the server is.
         namespace: The worker's.
+        options: Of the bus, beside these.
     """
 
-    def __init__(self, url: str, namespace: str) -> None:
+    def __init__(self, url: str, namespace: str, **options: Any) -> None:
         super().__init__()
-        self._bus = Bus("bench-caller", url=url, namespace=namespace)
+        self._bus = Bus("bench-caller", url=url, namespace=namespace, **options)
 
     async def __aenter__(self) -> Self:
         """Start the bus."""
