@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 from catga_bus.clock import monotonic
 from catga_bus.cluster.beats import Identity, Report
 from catga_bus.cluster.directory import MAX_BEATS_PER_SECOND
-from catga_bus.cluster.heartbeat import Beacon, Vitals
+from catga_bus.cluster.heartbeat import Beacon, Gauge
 from catga_bus.config import BusConfig
 from catga_bus.pulse import Pulse
 from catga_bus.testing import RecordedEvents
 from catga_bus.transport.carriers import make_transport
+from catga_bus.vitals import Vitals
 from catga_bus.wire import Names
 
 _TYPES = ("bench.Order", "bench.Cancel", "bench.Quote")
@@ -55,8 +56,8 @@ class Crowd:
         started = asyncio.get_running_loop().time()
         for number in range(self._nodes):
             await self._listen(names.heartbeats())
-            vitals = Vitals(pulse, monotonic, config.stall_timeout)
-            beacon = Beacon(transport, names, vitals, lambda _: True, interval)
+            gauge = Gauge(pulse, Vitals(monotonic), monotonic, config.stall_timeout)
+            beacon = Beacon(transport, names, gauge, lambda _: True, interval)
             beacon.report = Report(is_ready=True)
             await asyncio.sleep(started + interval * number / self._nodes - asyncio.get_running_loop().time())
             identity = Identity("crowd", f"crowd-{number}", "1.0.0", {"host": "bench"}, "zone-1", "region-1", _TYPES)

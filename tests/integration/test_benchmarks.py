@@ -107,6 +107,59 @@ def test_every_caller_of_an_overloaded_node_is_accounted_for(tmp_path):
     assert "hanging" in text
 
 
+@pytest.mark.nats
+@pytest.mark.slow
+def test_a_kill_a_freeze_and_a_rolling_restart_are_carried_out_and_seen(tmp_path):
+    text, raw = measured(tmp_path, "failover", "--only", "kills,freezes,rolls", "--rate", "50")
+
+    kill, freeze = raw["outages"]
+    assert (kill["kind"], freeze["kind"]) == ("kill", "freeze")
+    for fault in (kill, freeze):
+        assert 0 < fault["suspect_seconds"] <= fault["faulted_seconds"]
+        assert fault["calls"] > 0 < fault["p99_first"]
+    assert list(raw["tolls"]) == ["kill", "freeze", "rolling restart"]
+    assert all(toll["calls"] == sum(toll["ends"].values()) > 0 for toll in raw["tolls"].values())
+    assert len(raw["rolls"]["drain_seconds"]) == 3
+    assert "killed node out of every live view" in text
+
+
+@pytest.mark.nats
+@pytest.mark.slow
+def test_the_server_is_killed_and_a_bare_queue_group_carries_the_load_too(tmp_path):
+    text, raw = measured(tmp_path, "failover", "--only", "server,group", "--rate", "50")
+
+    assert raw["server_restarts"]["nodes"] == 3
+    assert all(seconds > 0 for seconds in raw["server_restarts"]["first_answer_seconds"])
+    # One of three members stands still, and nobody takes the calls from it.
+    assert 0 < raw["bare_queue_group_share_failed"][0] < 1
+    assert list(raw["tolls"]) == ["server killed", "bare queue group, freeze"]
+    assert "Bare queue group" in text
+
+
+@pytest.mark.nats
+def test_heartbeats_are_measured_by_the_number_of_nodes(tmp_path):
+    text, raw = measured(tmp_path, "heartbeats", "--nodes", "1,5")
+
+    assert [sample["nodes"] for sample in raw["samples"]] == [1, 5]
+    alone, five = raw["samples"]
+    assert 0 < alone["heard_per_second"] < five["heard_per_second"]
+    assert all(sample["loop_cpu_percent"] > 0 < sample["beats_cpu_percent"] for sample in raw["samples"])
+    assert "beats heard/s" in text
+
+
+@pytest.mark.nats
+def test_the_hot_path_is_measured_beside_another_commit(tmp_path):
+    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode != 0:
+        pytest.skip("this is no git repository")
+
+    # The commit itself: a clone need not have the earlier ones.
+    text, raw = measured(tmp_path, "hot-path", "--before", "HEAD", "--seconds", "0.05", "--in-flight", "1,16")
+
+    assert {row["side"] for row in raw["measurements"]} == {"now", "no-breaker", "before"}
+    assert all(row["requests_per_second"] > 0 for row in raw["measurements"])
+    assert f"at {raw['settings']['before'][:8]}" in text
+
+
 def test_without_a_server_a_run_fails_within_seconds_and_names_the_address():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -148,6 +201,11 @@ def test_what_is_not_a_nats_server_is_told_apart():
         (["requests", "--seconds", "-1"], "'-1' is not a number above zero"),
         (["requests", "--url", "memory://x"], "'memory://x' is not an address like nats://"),
         (["requests", "--url", "nats://here:port"], "has no usable port"),
+        (["failover", "--only", "kills,floods"], "'floods' is none of kills, freezes"),
+        (["failover", "--kills", "0"], "'0' is not a whole number above zero"),
+        (["heartbeats", "--nodes", "3,none"], "'none' is not a whole number above zero"),
+        (["hot-path", "--before", "no-such-commit"], "--before: "),
+        (["hot-path", "--before=--output=x"], "--before: "),
         (["speed"], "invalid choice: 'speed'"),
     ],
 )
