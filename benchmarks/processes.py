@@ -217,6 +217,8 @@ async def _serve(connection: Connection, role: str, arguments: dict[str, Any]) -
         async with manager as running:
             connection.send((True, None))
             loop.add_reader(connection.fileno(), read)
+            # uvloop has made the pipe non-blocking, and what is larger than its buffer would be cut off.
+            os.set_blocking(connection.fileno(), True)
             while (order := await orders.get()) is not None:
                 connection.send(await _obey(running, *order))
             loop.remove_reader(connection.fileno())

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from benchmarks.load import LoadClient
+from benchmarks.processes import RoleProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +62,24 @@ def test_a_warm_up_whose_time_is_over_before_it_begins_still_tells_a_rate():
 
     # A process that is not scheduled for a while finds its timer due when its tasks start; uvloop runs it first.
     assert uvloop.run(Client().calibrate(in_flight=4, seconds=0.0)) > 0
+
+
+class Talker:
+    """A role with much to say."""
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def talk(self, size_bytes):
+        return bytes(size_bytes)
+
+
+def test_what_a_role_returns_may_be_larger_than_the_buffer_of_a_pipe():
+    with RoleProcess(f"{Talker.__module__}:Talker") as talker:
+        assert len(talker.call("talk", timeout=30, size_bytes=10_000_000)) == 10_000_000
 
 
 @pytest.mark.nats
