@@ -27,9 +27,9 @@ from catga_bus.errors import ConfigurationError
 from catga_bus.rarely import RareLog
 
 MAX_BEATS_PER_SECOND = 400
-"""Beats that a node hears at most: intervals grow with the number of nodes. At 80 microseconds each, with the wake-up of
-the loop, 3 % of a core (`python -m benchmarks heartbeats`); 100 nodes keep the default interval of 0.25 s, 200 beat every
-0.5 s. A server carries this many for each node."""
+"""Beats that a node hears at most: intervals grow with the number of nodes. At 80 microseconds each, with the wake-up
+of the loop, 3 % of a core (`python -m benchmarks heartbeats`); 100 nodes keep the default interval of 0.25 s, 200 beat
+every 0.5 s. A server carries this many for each node."""
 
 TICKS_PER_INTERVAL = 5
 """How often silence is looked at: a death is found a twentieth of a second late at most, with the default interval."""
