@@ -20,44 +20,39 @@ class Arrivals:
         tell: Told of an inbox, and of the ids that are to be told to it.
 
     Attributes:
-        young: What came since the last look. Used directly, because every request passes through it: add with
-            `young[id] = delivery`, take out with `young.pop(id, None)`; it is another dictionary after each look.
+        young: What came since the last look. Add to it directly, because every request passes through it; it is another
+            dictionary after each look.
+        middle: What came between the last two looks; read and popped from directly, for the same reason.
+        told: What is here longer, and its caller was told.
     """
 
     def __init__(self, tell: Callable[[str, list[str]], None]) -> None:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self.young: dict[str, Delivery] = {}
-        self._middle: dict[str, Delivery] = {}
-        self._told: dict[str, Delivery] = {}
+        self.middle: dict[str, Delivery] = {}
+        self.told: dict[str, Delivery] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self.young) + len(self._middle) + len(self._told)
-
-    @property
-    def has_older(self) -> bool:
-        """Whether there are others than the young ones."""
-        return bool(self._middle or self._told)
+        return len(self.young) + len(self.middle) + len(self.told)
 
     def watch(self) -> None:
         """Look again soon; call it after adding to `young`."""
         if self._timer is None:
             self._timer = self._loop.call_later(NOTICE_SECONDS, self._look)
 
-    def add_told(self, delivery: Delivery) -> None:
-        """Add one whose caller is told at once."""
-        self._told[delivery.id] = delivery
-
     def get(self, message_id: str) -> Delivery | None:
         """Return the delivery with an id, or None if it is not here."""
-        return self.young.get(message_id) or self._middle.get(message_id) or self._told.get(message_id)
+        return self.young.get(message_id) or self.middle.get(message_id) or self.told.get(message_id)
 
     def leave(self, message_id: str) -> bool:
         """Forget a request; return whether its caller was told that it is here."""
-        if self.young.pop(message_id, None) is None and self._middle.pop(message_id, None) is None:
-            return self._told.pop(message_id, None) is not None
-        return False
+        return (
+            self.young.pop(message_id, None) is None
+            and self.middle.pop(message_id, None) is None
+            and self.told.pop(message_id, None) is not None
+        )
 
     def close(self) -> None:
         """Look no more."""
@@ -65,11 +60,11 @@ class Arrivals:
             self._timer.cancel()
 
     def _look(self) -> None:
-        late, self._middle, self.young = self._middle, self.young, {}
-        self._timer = self._loop.call_later(NOTICE_SECONDS, self._look) if self._middle else None
+        late, self.middle, self.young = self.middle, self.young, {}
+        self._timer = self._loop.call_later(NOTICE_SECONDS, self._look) if self.middle else None
         if not late:
             return
-        self._told.update(late)
+        self.told.update(late)
         ids_of: dict[str, list[str]] = {}
         for message_id, delivery in late.items():
             ids_of.setdefault(delivery.target.subject, []).append(message_id)

@@ -11,21 +11,19 @@ from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
 from catga_bus.dispatch.deliveries import Delivery, Station
 from catga_bus.dispatch.dispatcher import Dispatcher
-from catga_bus.dispatch.failures import describe
 from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
 from catga_bus.pulse import GAP, Pulse
 from catga_bus.rarely import RareLog
 from catga_bus.requests.arrivals import Arrivals
 from catga_bus.requests.inboxes import Inboxes
+from catga_bus.requests.json_door import FULL, Endpoint, JsonDoor, not_encodable, too_large
 from catga_bus.requests.kept import KeptAnswers
 from catga_bus.requests.thaw import Thaw
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.coalescer import Coalescer, Lane
 from catga_bus.wire import (
     BATCH_OVERHEAD,
-    ERROR_CODE_HEADER,
-    ERROR_HEADER,
     QUEUE_RPC,
     Fault,
     IdBatch,
@@ -42,23 +40,11 @@ from catga_bus.wire import (
 _MAX_CLIENTS = 4_096
 # Clients that ask; what is known of them is a cache, so forgetting it costs a check and a dictionary entry.
 
-_HEADER_BYTES = 1_024  # of an error: at most 576 characters of code and text, and the names
-
 _encode = msgspec.msgpack.Encoder().encode
-_FULL = Fault(Code.OVERLOADED, "the intake is full", retryable=True)
 _LEAVING = Fault(Code.OVERLOADED, "the node is about to leave", retryable=True)
 _LOST = Fault(Code.TIMEOUT, "the node does not know the message, or no longer")
 _ID_IN_USE = Fault(Code.INVALID_MESSAGE, "another caller's message with this id is running: ids must be unique")
 _RAN = (Status.OK, Status.REFUSED, Status.FAILED)  # what another attempt would do again
-_encode_json = msgspec.json.Encoder().encode
-
-
-class Endpoint(msgspec.Struct):
-    """A request type that this node answers."""
-
-    station: Station
-    encode_json: Callable[[Any], bytes]
-    subscription: Subscription | None = None
 
 
 class ResponderStatistics(msgspec.Struct, frozen=True):
@@ -127,7 +113,6 @@ class Responder:
         self._names = names
         self._dispatcher = dispatcher
         self._inboxes = inboxes
-        self._ids = ids
         self._service = service
         self._node_id = node_id
         self._default_timeout = default_timeout
@@ -141,6 +126,9 @@ class Responder:
         self._is_leaving = False
         self._arrivals = Arrivals(self._tell_accepted)
         self._kept = KeptAnswers(kept_bytes, clock)
+        self._json = JsonDoor(
+            transport, answers, dispatcher, ids, default_timeout=default_timeout, publish=self._publish, clock=clock
+        )
         self._pulse = pulse
         self._thaw = Thaw(transport, dispatcher)
         self._heard_at = -math.inf  # when this node last heard itself
@@ -259,9 +247,10 @@ class Responder:
             self._refuse_all(lane, frames, allowed)
             return
         endpoint, arrivals = self._endpoints[allowed], self._arrivals
-        young, find, admit, settle = arrivals.young, arrivals.get, self._dispatcher.admit, self._settle
-        has_older = arrivals.has_older
+        young, middle, told = arrivals.young, arrivals.middle, arrivals.told
+        admit, settle = self._dispatcher.admit, self._settle
         counted_from = now - self._thaw.gap  # nobody knows when in the gap it came
+        has_older = bool(middle or told)
         default = self._default_timeout
         alone = len(frames) == 1
         again: list[str] = []  # what comes in a later attempt, and is to be run
@@ -271,8 +260,8 @@ class Responder:
                 self._refuse(lane, message_id, Status.INVALID, self._unknown(frame.type))
                 continue
             is_again = frame.attempt > 1
-            may_be_known = is_again or message_id in young or (has_older and find(message_id))
-            if may_be_known and self._is_known(message_id, lane):
+            is_here = message_id in young or (has_older and (message_id in middle or message_id in told))
+            if (is_here or is_again) and self._is_known(message_id, lane):
                 continue
             body = frame.body
             if not alone:
@@ -293,9 +282,9 @@ class Responder:
                 lane,
             )
             if not admit(delivery):
-                self._refuse(lane, message_id, Status.BUSY, _FULL)
+                self._refuse(lane, message_id, Status.BUSY, FULL)
             elif is_again:
-                arrivals.add_told(delivery)
+                told[message_id] = delivery
                 again.append(message_id)
             else:
                 young[message_id] = delivery
@@ -418,12 +407,17 @@ class Responder:
         try:
             frame = _encode((delivery.id, status, value, self._node_id))
         except Exception as error:
-            frame = self._fault_frame(delivery.id, _not_encodable(delivery, error))
+            frame = self._fault_frame(delivery.id, not_encodable(delivery, error))
         if len(frame) + BATCH_OVERHEAD > self._transport.max_payload:
-            frame = self._fault_frame(delivery.id, _too_large(delivery, len(frame), self._transport.max_payload))
-        arrivals = self._arrivals
-        if arrivals.young.pop(delivery.id, None) is None and arrivals.leave(delivery.id) and status in _RAN:
-            self._kept.keep(delivery.id, lane.subject, frame)
+            frame = self._fault_frame(delivery.id, too_large(delivery, len(frame), self._transport.max_payload))
+        arrivals, message_id = self._arrivals, delivery.id
+        if (
+            arrivals.young.pop(message_id, None) is None
+            and arrivals.middle.pop(message_id, None) is None
+            and arrivals.told.pop(message_id, None) is not None
+            and status in _RAN
+        ):
+            self._kept.keep(message_id, lane.subject, frame)
         lane.add(frame)
         lane.sums += seconds
 
@@ -441,8 +435,6 @@ class Responder:
         mean_us = int(seconds / len(frames) * 1e6)
         return join_batch(Kind.ANSWERS, (self._node_id, None, number, mean_us), frames), ""
 
-    # -- foreign clients -----------------------------------------------------------------------------------
-
     def _take_json(self, subject: str, payload: bytes, reply: str) -> None:
         """Take one JSON message from a client that is not a bus; its type is in the subject."""
         if not self._inboxes.allow(reply):
@@ -453,49 +445,11 @@ class Responder:
         endpoint = self._endpoints.get(type_name)
         self._requests += 1
         if endpoint is None:
-            self._answer_json_fault(reply, self._unknown(type_name or subject))
-            return
-        delivery = Delivery(
-            station=endpoint.station,
-            id=self._ids.take(),
-            key=None,
-            attempt=1,
-            trace=None,
-            sender="json",
-            body=payload,
-            size=len(payload),
-            deadline=self._clock() + self._default_timeout,
-            settle=self._settle_json,
-            target=(reply, endpoint),
-            json=True,
-        )
-        if not self._is_leaving and self._dispatcher.admit(delivery):
-            self._dispatcher.wake()
-        elif not self._answers.is_full:
-            self._answer_json_fault(reply, _LEAVING if self._is_leaving else _FULL)
-
-    def _settle_json(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
-        del seconds  # a lone client has no grain to set
-        reply: str = delivery.target[0]
-        endpoint: Endpoint = delivery.target[1]
-        if status is not Status.OK:
-            self._answer_json_fault(reply, value)
-            return
-        try:
-            body = endpoint.encode_json(value)
-        except Exception as error:
-            self._answer_json_fault(reply, _not_encodable(delivery, error))
-            return
-        if len(body) > self._transport.max_payload:
-            self._answer_json_fault(reply, _too_large(delivery, len(body), self._transport.max_payload))
-            return
-        self._publish(reply, body, None)
-
-    def _answer_json_fault(self, reply: str, fault: Fault) -> None:
-        body, headers = _json_fault(fault)
-        if len(body) + _HEADER_BYTES > self._transport.max_payload:
-            body, headers = _json_fault(Fault(fault.code, "the details are too large to be sent"))
-        self._publish(reply, body, headers)
+            self._json.refuse(reply, self._unknown(type_name or subject))
+        elif self._is_leaving:
+            self._json.refuse(reply, _LEAVING)
+        else:
+            self._json.take(endpoint, payload, reply)
 
     def _publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> None:
         try:
@@ -509,37 +463,9 @@ class Responder:
         """Count a payload that was not let in, and say so where there is an inbox."""
         self._rejected += 1
         self._log.warn("gate", "a request was not let in: %s", reason)
-        if self._inboxes.allow(reply) and not self._answers.is_full:
-            self._answer_json_fault(reply, Fault(Code.INVALID_MESSAGE, reason))
+        if self._inboxes.allow(reply):
+            self._json.refuse(reply, Fault(Code.INVALID_MESSAGE, reason))
 
 
 def _settle_silently(delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
     """Nobody waits for it here any more."""
-
-
-def _json_fault(fault: Fault) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a failure: whatever a handler put into it, both can be sent."""
-    code = _one_line(fault.code, 64) or str(Code.HANDLER_ERROR)
-    text = _one_line(fault.message, 512) or code
-    body = {"code": code, "message": _text(fault.message), "details": fault.details, "retryable": fault.retryable}
-    try:
-        encoded = _encode_json(body)
-    except Exception:
-        encoded = _encode_json(body | {"details": None})
-    return encoded, {ERROR_CODE_HEADER: code, ERROR_HEADER: text}
-
-
-def _text(value: object) -> str:
-    return str(value).encode("utf-8", "replace").decode()
-
-
-def _one_line(value: object, most: int) -> str:
-    return " ".join(_text(value).replace("\0", " ").split())[:most]
-
-
-def _not_encodable(delivery: Delivery, error: Exception) -> Fault:
-    return Fault(Code.HANDLER_ERROR, f"the answer of {delivery.station.name} cannot be encoded: {describe(error)}")
-
-
-def _too_large(delivery: Delivery, size: int, bound: int) -> Fault:
-    return Fault(Code.TOO_LARGE, f"the answer of {delivery.station.name} is {size:,} bytes; the server takes {bound:,}")
