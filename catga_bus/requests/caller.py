@@ -11,22 +11,24 @@ from typing import Any
 import msgspec
 
 from catga_bus.clock import Clock
-from catga_bus.codec import DECODE_ERRORS, Body, Gate, GateError
+from catga_bus.codec import DECODE_ERRORS, Gate, GateError
 from catga_bus.codec.frames import encode_frame
-from catga_bus.errors import CatgaError, Code, ConfigurationError, Outcome, PermissionDeniedError, TooLargeError
-from catga_bus.messages import options_of, reply_type
+from catga_bus.errors import CatgaError, Code, Outcome, PermissionDeniedError, TooLargeError
 from catga_bus.rarely import RareLog
 from catga_bus.requests import attempts, endings
-from catga_bus.requests.attempts import Phase, RetryBudget, Step, Verdict
+from catga_bus.requests.attempts import Phase, Step, Verdict
+from catga_bus.requests.budget import RetryBudget
 from catga_bus.requests.calls import Call, CallerStatistics, Route
+from catga_bus.requests.failover import Failover
 from catga_bus.requests.grain import grain, smoothed
 from catga_bus.requests.guard import Guard
 from catga_bus.requests.peers import Address, Choice, Peers
 from catga_bus.requests.queries import Queries
+from catga_bus.requests.routing import Routing
 from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.result import Err, Ok
 from catga_bus.transport.base import Subscription, Transport
-from catga_bus.transport.coalescer import Coalescer, Lane
+from catga_bus.transport.coalescer import Coalescer
 from catga_bus.wire import (
     ERROR_CODE_HEADER,
     ERROR_HEADER,
@@ -54,8 +56,6 @@ _LATE_SECONDS = 0.25
 
 _BYTES_PER_TURN = 262_144  # of unsent calls written again: the rest of the loop has its turns, too
 _MAX_DIGITS = 18
-_MAX_DIRECTED = 1_024  # lanes of a type to single nodes; they are a cache
-_MAX_DEATHS_KNOWN = 64  # instants of deaths: only those in the life of a call matter
 
 _NOT_RUN = (Status.BUSY, Status.EXPIRED, Status.LOST)
 
@@ -115,7 +115,6 @@ class Caller:
         self._unsent: deque[Call] = deque()  # to be written when the connection takes them
         self._unheard: set[int] = set()  # batches to which nobody listened, in this turn
         self._is_closed = False
-        self._routes: dict[type, Route] = {}
         self._sweeping = False
         self._sweep_due = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -126,9 +125,12 @@ class Caller:
         self._queries = Queries(transport, names, sender=sender, answers_to=self._answers_to)
         self.guard = Guard(breaker, peers, clock)
         self._held = self.guard.held
-        self._may_direct = True
-        self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS_KNOWN)
-        self._calls = self._ok = self._failed = self._retries = self._late = self._rejected = self._failovers = 0
+        self._routing = Routing(coalescer, names, peers, self.guard, self._seal)
+        self._routes = self._routing.by_class
+        self._failover = Failover(
+            peers, self.guard, self._queries, self._budget, write=self._write_again, end=self._end
+        )
+        self._calls = self._ok = self._failed = self._retries = self._late = self._rejected = 0
         coalescer.owner = self
 
     async def start(self) -> None:
@@ -157,7 +159,7 @@ class Caller:
             ok=self._ok,
             failed=self._failed,
             retries=self._retries,
-            failovers=self._failovers,
+            failovers=self._failover.count,
             asked=self._queries.asked,
             cancels=self._queries.cancels,
             trips=self.guard.trips,
@@ -196,25 +198,18 @@ class Caller:
             CircuitOpenError: A circuit breaker holds it back.
             ConfigurationError: The class is no request.
         """
-        route = self._routes.get(type(request)) or self._add_route(type(request))
+        route = self._routes.get(type(request)) or self._routing.add(type(request))
         if timeout <= 0.0 or self._is_closed:
             raise endings.not_taken(route.type_name, is_closed=self._is_closed)
         frame = encode_frame(
             request, route.type_name, message_id, route.key_field, int(timeout * 1000.0), trace, self._max_payload
         )
         now = self._clock()
-        call = Call(
-            message_id,
-            route,
-            route.lane,
-            self._create_future(),
-            frame,
-            now + timeout,
-            now + (timeout if timeout < self._patience else self._patience),
-            now,
-        )
+        deadline = now + timeout
+        due = deadline if timeout < self._patience else now + self._patience
+        call = Call(message_id, route, route.lane, self._create_future(), frame, deadline, due, timeout)
         if target is not None or self._peers.troubled or self._held:
-            self._aim(call, target, choice)
+            self._routing.aim(call, target, choice)
         lane = call.lane
         self._pending[message_id] = call
         self._calls += 1
@@ -231,37 +226,18 @@ class Caller:
             self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         return call
 
-    def _aim(self, call: Call, target: Address | None, choice: Choice | None) -> None:
-        """Decide where a new call goes first that does not simply go to the queue group.
-
-        Raises:
-            CircuitOpenError: A circuit breaker holds it back.
-        """
-        type_name = call.route.type_name
-        call.is_bound = target is not None and choice is None
-        call.choice = choice
-        if self._held:
-            admission = self.guard.admit(type_name, target if call.is_bound else None)
-            call.probes, target = admission.probes, target or admission.target
-        elif target is None and type_name in self._peers.troubled:
-            target = self._peers.pick(type_name)
-        if target is not None and (call.is_bound or self._may_direct):
-            call.target = target
-            call.lane = self._lane_to(call.route, target)
-
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more; its answer will count as late."""
-        if self._pending.pop(call.id, None) is not None and call.probes:
+        if self._pending.pop(call.id, None) is not None:
             self.guard.end_probes(call, succeeded=None)
 
     def _write_again(self, call: Call, now: float) -> Address | None:
         """Write a call with what is left of its time and its next attempt; return the node it was addressed to."""
         progress = call.trouble()
-        target = call.target if call.is_bound else self._next_node(call)
+        target = self._routing.aim_again(call)
         if target is None and call.choice is not None:
             self._end(call, attempts.after_no_choice(progress))
             return None
-        call.lane = call.route.lane if target is None else self._lane_to(call.route, target)
         attempts.after_write(progress, now, self._patience, None if target is None else target[1])
         call.wake()
         self._retries += progress.attempt > 1
@@ -272,48 +248,6 @@ class Caller:
         )
         call.batch = call.lane.add(_encode(frame))
         return target
-
-    def _next_node(self, call: Call) -> Address | None:
-        """Return where the next attempt goes: a node that is live; None for the queue group.
-
-        The queue group would give a share of the calls to a node that is dead and has not been evicted.
-        """
-        progress = call.trouble()
-        type_name = call.route.type_name
-        is_any_fine = not (progress.avoid or progress.silences or call.choice or type_name in self._peers.troubled)
-        if (is_any_fine and not self.guard.held) or not self._may_direct:
-            return None
-        return self._peers.pick(type_name, (*progress.avoid, *self.guard.held_nodes()), call.choice)
-
-    def _add_route(self, cls: type) -> Route:
-        options = options_of(cls)
-        if options.kind == "Command":
-            raise ConfigurationError(
-                f"{cls.__name__} is a command, and this version stores no commands yet; make it a Request"
-            )
-        if options.kind != "Request":
-            raise ConfigurationError(f"{cls.__name__} is an {options.kind}: publish or broadcast it")
-        name = options.type_name
-        route = Route(
-            type_name=name,
-            subject=self._names.request(name),
-            key_field=options.partition_by,
-            idempotent=options.idempotent,
-            decode=Body(reply_type(cls)).decode,
-            lane=self._coalescer.lane(self._names.request(name), self._seal, returnable=True),
-        )
-        self._routes[cls] = route
-        return route
-
-    def _lane_to(self, route: Route, target: Address) -> Lane:
-        lane = route.directed.get(target)
-        if lane is None:
-            if len(route.directed) >= _MAX_DIRECTED:
-                route.directed.clear()
-            subject = self._names.node_request(*target, route.type_name)
-            lane = route.directed[target] = self._coalescer.lane(subject, self._seal, returnable=True)
-        lane.limit = route.lane.limit
-        return lane
 
     def _seal(self, number: int, frames: Sequence[bytes], _: float) -> tuple[bytes, str]:
         payload = join_batch(Kind.MESSAGES, (self._sender, self._answers_to, number), frames)
@@ -359,7 +293,7 @@ class Caller:
                 self._fail(call, endings.not_a_reply(call, frame, error))
                 continue
             ok += 1
-            if call.probes:
+            if call.aim is not None:
                 self.guard.end_probes(call, succeeded=True)
             future = call.future
             if not future.done():
@@ -465,7 +399,9 @@ class Caller:
     def _sweep(self) -> None:
         now = self._clock()
         if now - self._sweep_due < _LATE_SECONDS:
-            self._look_at([call for call in self._pending.values() if call.due <= now], now)
+            self._end_late(now)
+            if self._is_connected and not self._coalescer.is_blocked:
+                self._failover.look_at([call for call in self._pending.values() if call.due <= now], now)
         self._count_for_budget()
         if self._pending:
             delay = max(_SWEEP_SECONDS, len(self._pending) * _SWEEP_SECONDS_PER_CALL)
@@ -474,72 +410,14 @@ class Caller:
         else:
             self._sweeping = False
 
-    def _look_at(self, calls: list[Call], now: float) -> None:
-        """Do what time asks for: end calls, write them again, ask nodes about them."""
-        ask: dict[Address, list[str]] = {}
-        cancel: dict[Address, list[str]] = {}
-        for call in calls:
-            progress = call.trouble()
-            if call.deadline <= now:
-                self._end(call, attempts.after_deadline(progress, connected=self._is_connected))
-                continue
-            if not self._is_connected or self._coalescer.is_blocked:
-                continue  # it stays due
-            is_silent, node = progress.phase is Phase.SENT, progress.node
-            step = attempts.after_silence(progress, now, self._budget, self._deaths_since(progress.since))
-            call.wake()
-            if step is Step.ASK:
-                self._add_to(ask, node, call)
-            elif step is Step.GIVE_UP:
-                self._end(call, attempts.after_deaths(progress))
-            elif step is Step.WRITE:
-                target = self._write_again(call, now)
-                if is_silent:
-                    self._failovers += 1
-                    if node is not None:
-                        self.guard.node_failed(call, node)
-                    self._cancel_elsewhere(cancel, call, node, target)
-        self._queries.ask(ask)
-        self._queries.cancel(cancel)
-
-    def _add_to(self, ids_of: dict[Address, list[str]], node: str | None, call: Call) -> None:
-        address = None if node is None else self._peers.address(node)
-        if address is not None:
-            ids_of.setdefault(address, []).append(call.id)
-
-    def _cancel_elsewhere(
-        self, cancel: dict[Address, list[str]], call: Call, node: str | None, target: Address | None
-    ) -> None:
-        """Note that whoever may hold a silent call, and is not asked again, need not start it."""
-        if node is not None:
-            self._add_to(cancel, node, call)
-            return
-        for address in self._peers.doubtful(call.route.type_name):
-            if address != target:
-                cancel.setdefault(address, []).append(call.id)
+    def _end_late(self, now: float) -> None:
+        for call in [call for call in self._pending.values() if call.deadline <= now]:
+            self._end(call, attempts.after_deadline(call.trouble(), connected=self._is_connected))
 
     def node_died(self, node_id: str) -> None:
         """A node is dead: what it has goes elsewhere at once."""
-        now = self._clock()
-        self._deaths.append(now)
-        cancel: dict[Address, list[str]] = {}
-        for call in [call for call in self._pending.values() if call.node == node_id]:
-            progress = call.trouble()
-            if progress.phase not in (Phase.SENT, Phase.ACCEPTED):
-                continue
-            self.guard.node_failed(call, node_id)
-            verdict = attempts.after_death(progress, now, node_id)
-            call.wake()
-            self._add_to(cancel, node_id, call)  # it may be frozen, and go on
-            if verdict is not None:
-                self._end(call, verdict)
-            elif progress.idempotent:
-                self._failovers += 1
-        if self._is_connected:
-            self._queries.cancel(cancel)
-
-    def _deaths_since(self, since: float) -> int:
-        return sum(died >= since for died in self._deaths)
+        calls = [call for call in self._pending.values() if call.node == node_id]
+        self._failover.node_died(calls, node_id, self._clock(), connected=self._is_connected)
 
     def _count_for_budget(self) -> None:
         self._budget.calls(self._calls - self._counted)
@@ -583,7 +461,7 @@ class Caller:
         self._is_connected = True
         self._max_payload = self._transport.max_payload
         now = self._reconnected_at = self._clock()
-        ask: dict[Address, list[str]] = {}
+        ask: list[Call] = []
         self._unsent.clear()
         for call in self._pending.values():
             progress = call.trouble()
@@ -592,8 +470,8 @@ class Caller:
             if step is Step.WRITE:
                 self._unsent.append(call)
             elif step is Step.ASK:
-                self._add_to(ask, progress.node, call)
-        self._queries.ask(ask)
+                ask.append(call)
+        self._failover.ask_after(ask)
         self.on_room()
 
     def denied(self, subject: str) -> None:
@@ -601,7 +479,7 @@ class Caller:
         now = self._clock()
         for call in [call for call in self._pending.values() if call.lane.subject == subject]:
             if subject != call.route.subject and not call.is_bound:
-                self._may_direct = False  # this user may use the queue groups only
+                self._routing.may_direct = False  # this user may use the queue groups only
                 attempts.after_not_permitted(call.trouble(), now)
                 call.wake()
                 continue

@@ -8,7 +8,7 @@ import msgspec
 
 from catga_bus.requests.attempts import Phase, Progress
 from catga_bus.requests.peers import Address, Choice
-from catga_bus.resilience.circuit_breaker import BreakerKey
+from catga_bus.resilience.circuit_breaker import BreakerKey, Probes
 from catga_bus.result import Err, Ok
 from catga_bus.transport.coalescer import Lane
 
@@ -27,6 +27,22 @@ class Route(msgspec.Struct, eq=False):
 
     directed: dict[Address, Lane] = msgspec.field(default_factory=dict)
     """Lanes to single nodes; a cache."""
+
+
+class Aim(msgspec.Struct, gc=False):
+    """Where a call may go that does not simply go to the queue group."""
+
+    target: Address | None = None
+    """The node that the first attempt is addressed to; None for any."""
+
+    is_bound: bool = False
+    """Whether the caller named that node: it goes to no other."""
+
+    choice: Choice | None = None
+    """Which nodes may take it; None for all."""
+
+    probes: Probes = ()
+    """The half-open breakers that it is a probe of."""
 
 
 class Call(msgspec.Struct, eq=False, gc=False):
@@ -49,20 +65,11 @@ class Call(msgspec.Struct, eq=False, gc=False):
     due: float
     """When time itself is the next event: the deadline, or before that the instant at which silence is trouble."""
 
-    began: float
-    """When it was made."""
+    timeout: float
+    """Seconds that it had when it was made."""
 
-    target: Address | None = None
-    """The node that the first attempt is addressed to; None for any."""
-
-    is_bound: bool = False
-    """Whether the caller named that node: it goes to no other."""
-
-    choice: Choice | None = None
-    """Which nodes may take it; None for all."""
-
-    probes: tuple[tuple[BreakerKey, int], ...] = ()
-    """The half-open breakers that it is a probe of."""
+    aim: Aim | None = None
+    """None for a call that may simply go to the queue group, as most do."""
 
     batch: int = 0
     """The number of the batch that it was last written with; 0 if it was not."""
@@ -95,7 +102,40 @@ class Call(msgspec.Struct, eq=False, gc=False):
         """The id of the node that has it or that it was addressed to, as far as is known."""
         if self.progress is not None:
             return self.progress.node
-        return None if self.target is None else self.target[1]
+        target = None if self.aim is None else self.aim.target
+        return None if target is None else target[1]
+
+    @property
+    def began(self) -> float:
+        """When it was made."""
+        return self.deadline - self.timeout
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the caller named a node: it goes to no other."""
+        return self.aim is not None and self.aim.is_bound
+
+    @property
+    def choice(self) -> Choice | None:
+        """Which nodes may take it; None for all."""
+        return None if self.aim is None else self.aim.choice
+
+    @property
+    def probes(self) -> Probes:
+        """The half-open breakers that it is a probe of."""
+        return () if self.aim is None else self.aim.probes
+
+    def take_probes(self, key: BreakerKey | None = None) -> Probes:
+        """Return the breakers that it is a probe of, and be a probe of them no more.
+
+        Args:
+            key: The one breaker that is meant; None for all.
+        """
+        if self.aim is None:
+            return ()
+        taken = tuple(probe for probe in self.aim.probes if key is None or probe[0] == key)
+        self.aim.probes = tuple(probe for probe in self.aim.probes if probe not in taken)
+        return taken
 
     @property
     def attempts(self) -> int:

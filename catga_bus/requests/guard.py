@@ -9,7 +9,7 @@ import msgspec
 from catga_bus.clock import Clock
 from catga_bus.errors import CircuitOpenError, Code, Outcome
 from catga_bus.requests.calls import Call
-from catga_bus.requests.peers import Address, Peers
+from catga_bus.requests.peers import Address, Choice, Peers
 from catga_bus.resilience.breakers import Breakers
 from catga_bus.resilience.circuit_breaker import (
     ORDINARY,
@@ -17,12 +17,11 @@ from catga_bus.resilience.circuit_breaker import (
     BreakerKey,
     BreakerOptions,
     BreakerStatistics,
+    Probes,
 )
 from catga_bus.result import Err
 
 log = logging.getLogger("catga_bus.requests")
-
-Probes = tuple[tuple[BreakerKey, int], ...]
 
 _QUIET_SECONDS = 5.0  # between two looks for breakers that have nothing left to remember
 
@@ -83,12 +82,13 @@ class Guard:
         """Return the types and nodes whose breaker is not closed."""
         return tuple(sorted(type_name or node or "" for type_name, node in self.held))
 
-    def admit(self, type_name: str, target: Address | None) -> Admission:
+    def admit(self, type_name: str, target: Address | None, choice: Choice | None = None) -> Admission:
         """Decide how a call may go.
 
         Args:
             type_name: The request type.
             target: The node that the caller named; None for any.
+            choice: Which nodes may take it; None for all.
 
         Raises:
             CircuitOpenError: Not at all for now.
@@ -97,18 +97,25 @@ class Guard:
         probes: list[tuple[BreakerKey, int]] = []
         self._enter((type_name, None), f"calls of {type_name}", now, probes)
         if target is not None:
-            try:
-                self._enter((None, target[1]), f"calls to node {target[1]}", now, probes)
-            except CircuitOpenError:
-                self._end(tuple(probes), now, succeeded=None)
-                raise
+            self._enter_node(target, now, probes)
             return Admission(target, tuple(probes))
-        for node in self.held_nodes():
-            address = self._peers.address(node)
-            probe = self._breakers.allow((None, node), now) if address and not self._peers.is_dead(node) else None
-            if address is not None and probe:
-                return Admission(address, (*probes, ((None, node), probe)))
-        return Admission(self._peers.pick(type_name, self.held_nodes()), tuple(probes))
+        held = self.held_nodes()
+        tried = self._peers.pick(type_name, (), lambda node: node.id in held and (choice is None or choice(node)))
+        if tried is not None:
+            probe = self._breakers.allow((None, tried[1]), now)
+            if probe:
+                return Admission(tried, (*probes, ((None, tried[1]), probe)))
+        fit = self._peers.pick(type_name, held, choice)
+        if fit is None and choice is not None and tried is not None:
+            self._enter_node(tried, now, probes)  # there is no other
+        return Admission(fit, tuple(probes))
+
+    def _enter_node(self, target: Address, now: float, probes: list[tuple[BreakerKey, int]]) -> None:
+        try:
+            self._enter((None, target[1]), f"calls to node {target[1]}", now, probes)
+        except CircuitOpenError:
+            self._end(tuple(probes), now, succeeded=None)
+            raise
 
     def _enter(self, key: BreakerKey, what: str, now: float, probes: list[tuple[BreakerKey, int]]) -> None:
         if key not in self.held:
@@ -133,9 +140,8 @@ class Guard:
         """A node was silent about a call, forgot it, or died with it."""
         key: BreakerKey = (None, node)
         now = self._clock()
-        mine = tuple(probe for probe in call.probes if probe[0] == key)
+        mine = call.take_probes(key)
         if mine:
-            call.probes = tuple(probe for probe in call.probes if probe[0] != key)
             self._end(mine, now, succeeded=False)
         elif self._is_on:
             self._breakers.failed(key, now, admitted=call.began)
@@ -154,8 +160,7 @@ class Guard:
 
     def end_probes(self, call: Call, *, succeeded: bool | None) -> None:
         """Say how a probe ended: True if it was answered, None if that says nothing."""
-        probes, call.probes = call.probes, ()
-        self._end(probes, self._clock(), succeeded=succeeded)
+        self._end(call.take_probes(), self._clock(), succeeded=succeeded)
 
     def _end(self, probes: Probes, now: float, *, succeeded: bool | None) -> None:
         for key, probe in probes:

@@ -29,6 +29,9 @@ from catga_bus.resilience.bounds import check_count, check_number
 BreakerKey: TypeAlias = tuple[str | None, str | None]
 """What a breaker guards: a request type by its name on the wire, a node by its id, or one type at one node."""
 
+Probes: TypeAlias = tuple[tuple[BreakerKey, int], ...]
+"""The half-open breakers that one call is a probe of, each with the number that `allow` returned."""
+
 ORDINARY: Final = 0
 """What `allow` returns for a call that is no probe."""
 

@@ -37,6 +37,12 @@ def transport(url: str) -> MemoryTransport:
     return MemoryTransport(ConnectionOptions(urls=(url,)), RecordedEvents())
 
 
+class Known(msgspec.Struct):
+    """What a choice is asked about."""
+
+    id: str
+
+
 class View:
     """What the caller knows of the nodes; see `Peers`."""
 
@@ -48,7 +54,7 @@ class View:
 
     def pick(self, type_name: str, avoid: Collection[str] = (), choice: Choice | None = None) -> Address | None:
         """Return the first that is live."""
-        fits = [one for one in self.live if one not in avoid and (choice is None or choice(one))]
+        fits = [one for one in self.live if one not in avoid and (choice is None or choice(Known(one)))]
         return ("shop", fits[0]) if fits else None
 
     def address(self, node_id: str) -> Address | None:

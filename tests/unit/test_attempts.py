@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from catga_bus.errors import Code, Outcome
 from catga_bus.requests import attempts
-from catga_bus.requests.attempts import Phase, Progress, RetryBudget, Step, Verdict
+from catga_bus.requests.attempts import Phase, Progress, Step, Verdict
+from catga_bus.requests.budget import RetryBudget
 
 
 def sent(**facts: object) -> Progress:

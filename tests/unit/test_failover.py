@@ -210,7 +210,7 @@ async def test_a_call_to_one_node_ends_when_that_node_dies(lane: Lane, start_nod
 async def test_a_later_attempt_keeps_to_the_choice_of_nodes(lane: Lane, start_node: StartNode) -> None:
     first, second, other = await start_node("eu-1"), await start_node("eu-2"), await start_node("us-1")
     lane.view.live = ["us-1", "eu-2"]
-    call = lane.send(target=("shop", "eu-1"), choice=lambda node: node.startswith("eu"))
+    call = lane.send(target=("shop", "eu-1"), choice=lambda node: node.id.startswith("eu"))
     await eventually(lambda: second.got)
     assert (len(first.got), other.got) == (1, [])
     lane.view.live = ["us-1"]
