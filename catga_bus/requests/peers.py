@@ -45,10 +45,6 @@ class Peers(Protocol):
         """
         ...
 
-    def is_dead(self, node_id: str) -> bool:
-        """Whether a node is known to be dead: faulted or left. One that is not known is not."""
-        ...
-
 
 class NoPeers:
     """The view of a caller that knows no other node: everything goes to the queue group."""
@@ -69,8 +65,3 @@ class NoPeers:
         """Nobody is known."""
         del type_name
         return []
-
-    def is_dead(self, node_id: str) -> bool:
-        """Nobody is known to be dead."""
-        del node_id
-        return False

@@ -50,7 +50,6 @@ class View:
         self.troubled: Collection[str] = ()
         self.live: list[str] = []
         self.doubted: list[str] = []
-        self.dead: set[str] = set()
 
     def pick(self, type_name: str, avoid: Collection[str] = (), choice: Choice | None = None) -> Address | None:
         """Return the first that is live."""
@@ -64,10 +63,6 @@ class View:
     def doubtful(self, type_name: str) -> list[Address]:
         """Return those in doubt."""
         return [("shop", one) for one in self.doubted]
-
-    def is_dead(self, node_id: str) -> bool:
-        """Whether it is said to be dead."""
-        return node_id in self.dead
 
 
 class FakeNode:
