@@ -153,7 +153,7 @@ class Node:
             pulse=self.pulse,
             clock=clock,
         )
-        self.directory.on_dead.append(self.caller.node_died)
+        self.directory.on_dead.append(lambda info: self.caller.node_died(info.id, info.types))
         self.directory.on_self.append(self.responder.heard_itself)
         self.fanout = Fanout(
             transport,

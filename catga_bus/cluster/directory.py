@@ -62,7 +62,7 @@ class Directory:
     Attributes:
         troubled: Names of request types of which some node is not to be trusted; see `requests.peers.Peers`.
         on_self: Called with the time from beat to beat whenever this node has heard itself.
-        on_dead: Called with the id of each node that died, left or was replaced.
+        on_dead: Called with what was known of each node that died, left or was replaced.
         on_change: Called with each change.
     """
 
@@ -79,7 +79,7 @@ class Directory:
     ) -> None:
         self.troubled: Collection[str] = frozenset()
         self.on_self: list[Callable[[float], None]] = []
-        self.on_dead: list[Callable[[str], None]] = []
+        self.on_dead: list[Callable[[NodeInfo], None]] = []
         self.on_change: list[Callable[[NodeChange], None]] = []
         self._discovery = discovery
         self._identity = identity
@@ -307,7 +307,7 @@ class Directory:
             )
         is_over = change.kind in (ChangeKind.FAULTED, ChangeKind.LEFT) and info.id != self._identity.id
         for told in self.on_dead if is_over else ():
-            self._call(told, info.id)
+            self._call(told, info)
         for listener in self.on_change:
             self._call(listener, change)
         for watcher in list(self._watchers):
@@ -449,6 +449,11 @@ class Directory:
         # One that seemed evicted may have come back unseen, so without a better guess it is named, too.
         doubted = [info for info in handle if _is_trouble(info)] or handle
         return [(info.service, info.id) for info in doubted[:MAX_DOUBTFUL]]
+
+    def is_stalled(self, node_id: str) -> bool:
+        """Whether a node says that its event loop stands still."""
+        peer = self._detector.peers.get(node_id)
+        return peer is not None and peer.info.stall > 0.0
 
     def is_dead(self, node_id: str) -> bool:
         """Whether a node is known to be dead: faulted or left."""

@@ -33,6 +33,10 @@ by then it is known whether the first one's node died, too. Two probes 0.2 s apa
 RETRY_DELAY = 0.1
 """Seconds between attempts, on average; drawn between half and one and a half of it."""
 
+MAX_ASKED = 2
+"""Status queries that a node may leave unanswered; then what it has accepted is given up like what it was silent
+about. A node whose event loop stands still is asked for as long as it says so."""
+
 STATUS_INTERVAL = 1.0
 """Seconds after which the node that accepted a call is asked what became of it."""
 
@@ -92,6 +96,9 @@ class Progress(msgspec.Struct, gc=False):
     deaths: int = 0
     """Nodes that died while they held it, as far as is known."""
 
+    asked: int = 0
+    """Times that the node which has accepted it was asked about it since it last said something."""
+
     maybe_ran: bool = False
     """Whether an earlier attempt may have run: its connection was lost, or its node died or fell silent."""
 
@@ -137,8 +144,9 @@ def after_write(call: Progress, now: float, patience: float, node: str | None) -
     call.phase = Phase.SENT
     call.node = node
     call.due = now + patience
-    if node is None:
-        call.avoid = ()  # whoever gets it may have refused it before, and is heard again
+    call.asked = 0
+    # Whoever gets it now may have refused it before, and is heard again.
+    call.avoid = () if node is None else tuple(one for one in call.avoid if one != node)
 
 
 def after_held(call: Progress) -> None:
@@ -162,6 +170,7 @@ def after_accepted(call: Progress, now: float, node: str) -> None:
     call.phase = Phase.ACCEPTED
     call.node = node
     call.unheard_since = math.inf
+    call.asked = 0
     call.due = now + STATUS_INTERVAL
 
 
@@ -238,9 +247,17 @@ def after_not_permitted(call: Progress, now: float) -> None:
     _wait(call, now)
 
 
-def after_no_choice(call: Progress) -> Verdict:
-    """No live node is left of those that the caller would have."""
-    return Verdict(Code.NO_HANDLER, _unless_it_ran(call), "no live node that handles it fits `where`")
+def after_no_choice(call: Progress, now: float, rng: random.Random) -> Verdict | None:
+    """No live node is left now of those that the caller would have: wait for one, but not for ever.
+
+    One that was silent, and is not known to be dead, may still answer: then the deadline is the end.
+    """
+    call.unheard_since = min(call.unheard_since, now)
+    may_be_answered = call.silences > 0 and not call.deaths
+    if not may_be_answered and now >= call.unheard_since + NO_HANDLER_PATIENCE:
+        return Verdict(Code.NO_HANDLER, _unless_it_ran(call), "no live node that handles it fits `where`")
+    _wait(call, retry_at(now, rng))
+    return None
 
 
 # -- what becomes known of nodes -----------------------------------------------------------------------------
@@ -271,14 +288,15 @@ def after_deaths(call: Progress) -> Verdict:
 # -- time ----------------------------------------------------------------------------------------------------
 
 
-def after_silence(call: Progress, now: float, budget: RetryBudget, deaths: int) -> Step:
+def after_silence(call: Progress, now: float, budget: RetryBudget, deaths: int, *, stalled: bool = False) -> Step:
     """The time that `due` had set is over and the deadline is not.
 
     Args:
         call: The call.
         now: The present instant.
         budget: What a time-out is charged to.
-        deaths: Nodes that have died since `since`, whether they had the call or not.
+        deaths: Nodes that handle the type and have died since `since`, whether they had the call or not.
+        stalled: Whether the node that has it says that its event loop stands still.
 
     Returns:
         WRITE for a call whose next attempt is due, which stays as it is until `after_write`; ASK for one that a node
@@ -286,11 +304,15 @@ def after_silence(call: Progress, now: float, budget: RetryBudget, deaths: int) 
     """
     if call.phase is Phase.WAITING:
         return Step.GIVE_UP if call.silences and call.deaths and deaths >= MAX_DEATHS else Step.WRITE
-    if call.phase is Phase.ACCEPTED:
+    if call.phase is Phase.ACCEPTED and (stalled or call.asked < MAX_ASKED or not _may_retry(call)):
+        call.asked += not stalled
         call.due = now + STATUS_INTERVAL
         return Step.ASK
-    call.due = math.inf
-    if call.phase is Phase.UNSENT or not _may_retry(call) or not budget.take(now):
+    if call.phase is Phase.UNSENT or not _may_retry(call):
+        call.due = math.inf
+        return Step.STAY
+    if not budget.take(now):
+        call.due = now + RETRY_DELAY  # there may be some by then
         return Step.STAY
     call.maybe_ran = True
     call.retries += 1

@@ -5,7 +5,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from catga_bus.clock import Clock
 from catga_bus.codec import DECODE_ERRORS, Gate, GateError
 from catga_bus.codec.frames import encode_frame
-from catga_bus.errors import CatgaError, Code, Outcome, PermissionDeniedError, TooLargeError
+from catga_bus.errors import CatgaError, Code, Outcome, TooLargeError
 from catga_bus.rarely import RareLog
 from catga_bus.requests import attempts, endings
 from catga_bus.requests.attempts import Phase, Step, Verdict
@@ -52,7 +52,8 @@ _SWEEP_SECONDS = 0.01
 _SWEEP_SECONDS_PER_CALL = 2e-6
 
 _LATE_SECONDS = 0.25
-# A sweep that is later than this says that the loop was blocked: what came meanwhile is read before time counts.
+# A sweep that is later than this says that the loop was blocked: what came meanwhile is read before time counts. One
+# sweep is put off for that, never two in a row: a loop that is always late still ends calls.
 
 _BYTES_PER_TURN = 262_144  # of unsent calls written again: the rest of the loop has its turns, too
 _MAX_DIGITS = 18
@@ -117,6 +118,7 @@ class Caller:
         self._is_closed = False
         self._sweeping = False
         self._sweep_due = 0.0
+        self._was_late = False
         self._timer: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
         self._reconnected_at = -math.inf
@@ -236,7 +238,10 @@ class Caller:
         progress = call.trouble()
         target = self._routing.aim_again(call)
         if target is None and call.choice is not None:
-            self._end(call, attempts.after_no_choice(progress))
+            verdict = attempts.after_no_choice(progress, now, self._rng)
+            call.wake()
+            if verdict is not None:
+                self._end(call, verdict)
             return None
         attempts.after_write(progress, now, self._patience, None if target is None else target[1])
         call.wake()
@@ -398,7 +403,8 @@ class Caller:
 
     def _sweep(self) -> None:
         now = self._clock()
-        if now - self._sweep_due < _LATE_SECONDS:
+        was_late, self._was_late = self._was_late, now - self._sweep_due >= _LATE_SECONDS
+        if was_late or not self._was_late:
             self._end_late(now)
             if self._is_connected and not self._coalescer.is_blocked:
                 self._failover.look_at([call for call in self._pending.values() if call.due <= now], now)
@@ -414,13 +420,13 @@ class Caller:
         for call in [call for call in self._pending.values() if call.deadline <= now]:
             self._end(call, attempts.after_deadline(call.trouble(), connected=self._is_connected))
 
-    def node_died(self, node_id: str) -> None:
+    def node_died(self, node_id: str, types: Iterable[str]) -> None:
         """A node is dead: what it has goes elsewhere at once."""
         calls = [call for call in self._pending.values() if call.node == node_id]
-        self._failover.node_died(calls, node_id, self._clock(), connected=self._is_connected)
+        self._failover.node_died(calls, node_id, types, self._clock(), connected=self._is_connected)
 
     def _count_for_budget(self) -> None:
-        self._budget.calls(self._calls - self._counted)
+        self._budget.calls(self._calls - self._counted, self._clock())
         self._counted = self._calls
 
     def on_held(self, numbers: set[int]) -> None:
@@ -460,6 +466,7 @@ class Caller:
         """The connection is back: write again what may be written again, and ask after the rest."""
         self._is_connected = True
         self._max_payload = self._transport.max_payload
+        self._routing.closed.clear()
         now = self._reconnected_at = self._clock()
         ask: list[Call] = []
         self._unsent.clear()
@@ -478,20 +485,16 @@ class Caller:
         """The server refuses a subject: end the calls that were written to it, or send them another way."""
         now = self._clock()
         for call in [call for call in self._pending.values() if call.lane.subject == subject]:
-            if subject != call.route.subject and not call.is_bound:
-                self._routing.may_direct = False  # this user may use the queue groups only
+            if call.progress is not None and call.progress.phase is not Phase.SENT:
+                continue  # what a node has, it has
+            if self._routing.close(call):
                 attempts.after_not_permitted(call.trouble(), now)
                 call.wake()
                 continue
             self.forget(call)
             self._failed += 1
             if not call.future.done():
-                call.future.set_exception(
-                    PermissionDeniedError(
-                        f"the server does not permit this user to publish to {call.lane.subject!r}",
-                        call.lane.subject,
-                    )
-                )
+                call.future.set_exception(endings.not_permitted(subject))
 
     # -- ends ----------------------------------------------------------------------------------------------
 

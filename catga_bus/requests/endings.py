@@ -3,7 +3,7 @@
 import msgspec
 
 from catga_bus.codec import DECODE_ERRORS, explain
-from catga_bus.errors import CallError, Code, DeadlineExceededError, DisconnectedError, Outcome
+from catga_bus.errors import CallError, Code, DeadlineExceededError, DisconnectedError, Outcome, PermissionDeniedError
 from catga_bus.requests import attempts
 from catga_bus.requests.attempts import Progress, Verdict
 from catga_bus.requests.calls import Call
@@ -78,6 +78,11 @@ def not_a_reply(call: Call, frame: AnswerFrame, error: BaseException) -> Err:
         attempts=call.attempts,
         node=frame.node,
     )
+
+
+def not_permitted(subject: str) -> PermissionDeniedError:
+    """Return why a call was not written."""
+    return PermissionDeniedError(f"the server does not permit this user to publish to {subject!r}", subject)
 
 
 def not_taken(type_name: str, *, is_closed: bool) -> CallError:

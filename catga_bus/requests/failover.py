@@ -11,7 +11,7 @@ from catga_bus.requests.guard import Guard
 from catga_bus.requests.peers import Address, Peers
 from catga_bus.requests.queries import Queries
 
-_MAX_DEATHS_KNOWN = 64  # instants of deaths: only those in the life of a call matter
+_MAX_DEATHS_KNOWN = 64  # of nodes that handled something: only those in the life of a call matter
 
 
 class Failover:
@@ -45,7 +45,7 @@ class Failover:
         self._budget = budget
         self._write = write
         self._end = end
-        self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS_KNOWN)
+        self._deaths: deque[tuple[float, str, frozenset[str]]] = deque(maxlen=_MAX_DEATHS_KNOWN)
         self.count = 0
 
     def look_at(self, calls: Iterable[Call], now: float) -> None:
@@ -54,8 +54,10 @@ class Failover:
         cancel: dict[Address, list[str]] = {}
         for call in calls:
             progress = call.trouble()
-            is_silent, node = progress.phase is Phase.SENT, progress.node
-            step = attempts.after_silence(progress, now, self._budget, self._deaths_since(progress.since))
+            is_silent, node = progress.phase in (Phase.SENT, Phase.ACCEPTED), progress.node
+            deaths = self._deaths_of(call.route.type_name, progress.since)
+            is_stalled = node is not None and self._peers.is_stalled(node)
+            step = attempts.after_silence(progress, now, self._budget, deaths, stalled=is_stalled)
             call.wake()
             if step is Step.ASK:
                 self._add_to(ask, node, call)
@@ -63,24 +65,29 @@ class Failover:
                 self._end(call, attempts.after_deaths(progress))
             elif step is Step.WRITE:
                 target = self._write(call, now)
-                if is_silent:
+                if is_silent and node is not None:
+                    self._guard.node_failed(call, node)
+                if is_silent and progress.phase is Phase.SENT:
                     self.count += 1
-                    if node is not None:
-                        self._guard.node_failed(call, node)
                     self._cancel_elsewhere(cancel, call, node, target)
         self._queries.ask(ask)
         self._queries.cancel(cancel)
 
-    def node_died(self, calls: Iterable[Call], node_id: str, now: float, *, connected: bool) -> None:
+    def node_died(
+        self, calls: Iterable[Call], node_id: str, types: Iterable[str], now: float, *, connected: bool
+    ) -> None:
         """Move what a dead node has elsewhere at once.
 
         Args:
             calls: Those that the node has or was sent.
             node_id: The node.
+            types: What it handled.
             now: The present instant.
             connected: Whether there is a connection.
         """
-        self._deaths.append(now)
+        handled = frozenset(types)
+        if handled:
+            self._deaths.append((now, node_id, handled))
         cancel: dict[Address, list[str]] = {}
         for call in calls:
             progress = call.trouble()
@@ -114,11 +121,13 @@ class Failover:
     ) -> None:
         """Note that whoever may hold a silent call, and is not asked again, need not start it."""
         if node is not None:
-            self._add_to(cancel, node, call)
+            if target is None or target[1] != node:
+                self._add_to(cancel, node, call)
             return
         for address in self._peers.doubtful(call.route.type_name):
             if address != target:
                 cancel.setdefault(address, []).append(call.id)
 
-    def _deaths_since(self, since: float) -> int:
-        return sum(died >= since for died in self._deaths)
+    def _deaths_of(self, type_name: str, since: float) -> int:
+        """Return how many nodes have died since an instant that handled a type; one that died twice counts once."""
+        return len({node for died, node, types in self._deaths if died >= since and type_name in types})

@@ -38,6 +38,10 @@ class Peers(Protocol):
         """Return the address of a node, dead or alive; None if it is not known."""
         ...
 
+    def is_stalled(self, node_id: str) -> bool:
+        """Whether a node says that its event loop stands still: it answers nothing now, and has what it has."""
+        ...
+
     def doubtful(self, type_name: str) -> list[Address]:
         """Return the nodes that may hold a request of this type which nobody answers: those not heard of lately.
 
@@ -60,6 +64,11 @@ class NoPeers:
         """Nobody is known."""
         del node_id
         return None
+
+    def is_stalled(self, node_id: str) -> bool:
+        """Nobody is known to be."""
+        del node_id
+        return False
 
     def doubtful(self, type_name: str) -> list[Address]:
         """Nobody is known."""

@@ -4,6 +4,7 @@ from catga_bus.codec import Body
 from catga_bus.errors import ConfigurationError
 from catga_bus.messages import options_of, reply_type
 from catga_bus.requests.calls import Aim, Call, Route
+from catga_bus.requests.endings import not_permitted
 from catga_bus.requests.guard import Guard
 from catga_bus.requests.peers import Address, Choice, Peers
 from catga_bus.transport.coalescer import Coalescer, Lane, Seal
@@ -24,7 +25,8 @@ class Routing:
 
     Attributes:
         by_class: The routes found so far; all that the hot path looks at.
-        may_direct: Whether this user may address single nodes; set to False once the server has refused it.
+        closed: Services whose nodes this user may not address one by one, as far as the server has said since the
+            connection came up.
     """
 
     def __init__(self, coalescer: Coalescer, names: Names, peers: Peers, guard: Guard, seal: Seal) -> None:
@@ -34,7 +36,7 @@ class Routing:
         self._guard = guard
         self._seal = seal
         self.by_class: dict[type, Route] = {}
-        self.may_direct = True
+        self.closed: set[str] = set()
 
     def add(self, cls: type) -> Route:
         """Find the route of a message class.
@@ -66,7 +68,10 @@ class Routing:
 
         Raises:
             CircuitOpenError: A circuit breaker holds it back.
+            PermissionDeniedError: Only some nodes may take it, and the server has refused to let this user choose.
         """
+        if choice is not None and target is not None and target[0] in self.closed:
+            raise not_permitted(self._names.node_request(*target, call.route.type_name))
         type_name = call.route.type_name
         aim = call.aim = Aim(is_bound=target is not None and choice is None, choice=choice)
         if self._guard.held:
@@ -74,7 +79,7 @@ class Routing:
             aim.probes, target = admission.probes, admission.target or target
         elif target is None and type_name in self._peers.troubled:
             target = self._peers.pick(type_name)
-        if target is not None and (aim.is_bound or self.may_direct):
+        if target is not None and (aim.is_bound or target[0] not in self.closed):
             aim.target = target
             call.lane = self._lane_to(call.route, target)
 
@@ -96,9 +101,25 @@ class Routing:
         progress = call.trouble()
         type_name = call.route.type_name
         is_any_fine = not (progress.avoid or progress.silences or call.choice or type_name in self._peers.troubled)
-        if (is_any_fine and not self._guard.held) or not self.may_direct:
+        if is_any_fine and not self._guard.held:
             return None
-        return self._peers.pick(type_name, (*progress.avoid, *self._guard.held_nodes()), call.choice)
+        target = self._peers.pick(type_name, (*progress.avoid, *self._guard.held_nodes()), call.choice)
+        if target is None and call.choice is not None:
+            target = self._peers.pick(type_name, (), call.choice)  # no other fits
+        return None if target is None or target[0] in self.closed else target
+
+    def close(self, call: Call) -> bool:
+        """Address nodes of a service no more, because the server has refused what this call was written to.
+
+        Returns:
+            Whether the queue group may have the call instead.
+        """
+        node = call.node
+        address = None if node is None else self._peers.address(node)
+        if call.lane.subject == call.route.subject or call.is_bound or address is None:
+            return False
+        self.closed.add(address[0])
+        return call.choice is None
 
     def _lane_to(self, route: Route, target: Address) -> Lane:
         lane = route.directed.get(target)

@@ -50,6 +50,7 @@ class View:
         self.troubled: Collection[str] = ()
         self.live: list[str] = []
         self.doubted: list[str] = []
+        self.stalled: set[str] = set()
 
     def pick(self, type_name: str, avoid: Collection[str] = (), choice: Choice | None = None) -> Address | None:
         """Return the first that is live."""
@@ -59,6 +60,10 @@ class View:
     def address(self, node_id: str) -> Address | None:
         """Return the address of any node."""
         return "shop", node_id
+
+    def is_stalled(self, node_id: str) -> bool:
+        """Whether it is said to stand still."""
+        return node_id in self.stalled
 
     def doubtful(self, type_name: str) -> list[Address]:
         """Return those in doubt."""

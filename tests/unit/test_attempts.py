@@ -162,7 +162,8 @@ def test_silence_is_charged_to_the_budget() -> None:
         pass
     call = sent(deadline=10.0)
     assert silence(call, 0.0, budget=budget) is Step.STAY
-    assert call.maybe_ran is False
+    assert (call.maybe_ran, call.due) == (False, attempts.RETRY_DELAY)
+    assert silence(call, 11.0, budget=budget) is Step.WRITE
 
 
 @pytest.mark.parametrize("facts", [{"idempotent": False}, {"is_bound": True, "node": "a"}])
@@ -178,7 +179,29 @@ def test_a_call_that_a_node_has_is_asked_after_for_as_long_as_it_takes() -> None
     for second in range(1, 60):
         assert call.due == pytest.approx(second + 0.01)
         assert silence(call, second + 0.01) is Step.ASK
+        attempts.after_accepted(call, second + 0.01, "a")  # it says that it has it
     assert (call.attempt, call.retries) == (1, 0)
+
+
+def test_a_node_that_leaves_questions_unanswered_is_left() -> None:
+    call = sent(deadline=100.0)
+    attempts.after_accepted(call, 0.0, "a")
+    assert [silence(call, now) for now in (1.0, 2.0, 3.0)] == [Step.ASK, Step.ASK, Step.WRITE]
+    assert (call.avoid, call.maybe_ran, call.retries) == (("a",), True, 1)
+
+
+def test_a_node_that_says_that_it_stands_still_is_waited_for() -> None:
+    call, budget = sent(deadline=100.0), RetryBudget(0.0)
+    attempts.after_accepted(call, 0.0, "a")
+    for second in range(1, 9):
+        assert attempts.after_silence(call, float(second), budget, 0, stalled=True) is Step.ASK
+
+
+@pytest.mark.parametrize("facts", [{"idempotent": False}, {"is_bound": True}])
+def test_what_must_not_run_twice_or_elsewhere_is_asked_after_to_the_end(facts: dict) -> None:
+    call = sent(deadline=100.0, **facts)
+    attempts.after_accepted(call, 0.0, "a")
+    assert {silence(call, float(second)) for second in range(1, 9)} == {Step.ASK}
 
 
 def test_a_node_that_was_left_is_not_believed_to_have_the_call() -> None:
@@ -274,10 +297,23 @@ def test_retries_stay_within_a_fifth_of_the_calls_and_the_floor(steps: list[tupl
     budget, now, calls, taken = RetryBudget(0.0), 0.0, 0, 0
     for passed, made, wanted in steps:
         now += passed
-        budget.calls(made)
+        budget.calls(made, now)
         calls += made
         taken += wanted and budget.take(now)
     assert taken <= 100 + 0.2 * calls + 10.0 * now + 1e-6
+
+
+def test_the_budget_is_a_share_of_the_calls_of_ten_seconds() -> None:
+    budget = RetryBudget(100.0)
+    for step in range(1_000):
+        budget.calls(100, 100.0 + step * 0.01)
+    taken = 0
+    while budget.take(109.99):
+        taken += 1
+    assert taken == 20_100
+    assert not budget.take(109.99)
+    assert [budget.take(110.0) for _ in range(11)] == [True] * 10 + [False]  # the floor of a second
+    assert sum(budget.take(120.0) for _ in range(1_000)) == 100  # those calls are long ago
 
 
 _EVENTS = ("503", "busy", "expired", "lost", "accepted", "silence", "death", "down", "up", "held")

@@ -1,14 +1,17 @@
 """A caller whose nodes fall silent, die, forget, refuse and come back."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from uuid import uuid4
 
 import pytest
 
 from catga_bus import Err, Ok
-from catga_bus.errors import CircuitOpenError, Code, Outcome
+from catga_bus.clock import monotonic
+from catga_bus.errors import CircuitOpenError, Code, Outcome, PermissionDeniedError
 from catga_bus.requests import attempts
+from catga_bus.requests.attempts import Phase
 from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.testing import eventually
 from catga_bus.wire import Names, Status
@@ -119,12 +122,12 @@ async def test_what_a_dying_node_has_goes_elsewhere_at_once_and_costs_two_nodes_
     await eventually(lambda: first.got)
     first.accept("1")
     await eventually(lambda: call.node == "a")
-    lane.caller.node_died("a")
+    lane.caller.node_died("a", ["Ask"])
     await eventually(lambda: second.got)
     assert first.cancelled == ["1"]  # it may only be frozen
     second.accept("1")
     await eventually(lambda: call.progress.phase is attempts.Phase.ACCEPTED)
-    lane.caller.node_died("b")
+    lane.caller.node_died("b", ["Ask"])
     result = await call.future
     assert isinstance(result, Err)
     assert (result.code, result.outcome) == (Code.HANDLER_ERROR, Outcome.UNKNOWN)
@@ -139,7 +142,7 @@ async def test_the_death_of_another_node_moves_nothing(lane: Lane, start_node: S
     await eventually(lambda: node.got)
     node.accept("1")
     await eventually(lambda: call.node == "a")
-    lane.caller.node_died("b")
+    lane.caller.node_died("b", ["Ask"])
     node.answer("1")
     assert await call.future == Ok("done")
     assert call.attempts == 1
@@ -200,7 +203,7 @@ async def test_a_call_to_one_node_ends_when_that_node_dies(lane: Lane, start_nod
     lane.view.live = ["b"]
     call = lane.send(target=("shop", "a"))
     await eventually(lambda: node.got)
-    lane.caller.node_died("a")
+    lane.caller.node_died("a", ["Ask"])
     result = await call.future
     assert isinstance(result, Err)
     assert (result.code, result.outcome) == (Code.NO_HANDLER, Outcome.UNKNOWN)
@@ -217,8 +220,118 @@ async def test_a_later_attempt_keeps_to_the_choice_of_nodes(lane: Lane, start_no
     second.answer("1", status=Status.BUSY)
     result = await call.future
     assert isinstance(result, Err)
-    assert result.code == Code.NO_HANDLER
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)  # eu-1 might still have answered
+    assert other.got == []
+
+
+async def test_a_choice_that_nobody_fits_any_more_is_given_up_after_a_while(lane: Lane, start_node: StartNode) -> None:
+    only, other = await start_node("eu"), await start_node("us")
+    lane.view.live = ["us"]
+    call = lane.send(timeout=30.0, target=("shop", "eu"), choice=lambda node: node.id == "eu")
+    await eventually(lambda: only.got)
+    only.answer("1", status=Status.BUSY)
+    result = await call.future
+    assert isinstance(result, Err)
+    assert (result.code, result.outcome) == (Code.NO_HANDLER, Outcome.NOT_RUN)
     assert "where" in result.message
+    assert other.got == []
+
+
+async def test_the_only_node_of_a_choice_is_waited_for_when_it_is_late(lane: Lane, start_node: StartNode) -> None:
+    only, other = await start_node("eu"), await start_node("us")
+    lane.view.live = ["eu", "us"]
+    call = lane.send(timeout=30.0, target=("shop", "eu"), choice=lambda node: node.id == "eu")
+    await eventually(lambda: len(only.got) == 2)  # it was silent, and no other fits
+    assert only.cancelled == []
+    only.answer("1")
+    assert await call.future == Ok("done")
+    assert other.got == []
+
+
+async def test_the_only_node_of_a_choice_is_tried_again_when_it_is_busy(lane: Lane, start_node: StartNode) -> None:
+    only = await start_node("eu")
+    lane.view.live = ["eu"]
+    call = lane.send(timeout=30.0, target=("shop", "eu"), choice=lambda node: node.id == "eu")
+    for times in (1, 2, 3):
+        await eventually(lambda times=times: len(only.got) == times)
+        only.answer("1", status=Status.BUSY)
+    result = await call.future
+    assert isinstance(result, Err)
+    assert (result.code, result.outcome) == (Code.OVERLOADED, Outcome.NOT_RUN)
+
+
+async def test_a_choice_is_refused_and_never_ignored_where_nodes_may_not_be_addressed(
+    lane: Lane, start_node: StartNode
+) -> None:
+    await start_node("eu")
+    group = await start_node("us", in_group=True)
+    lane.view.live = ["eu", "us"]
+    call = lane.send(target=("shop", "eu"), choice=lambda node: node.id == "eu")
+    lane.caller.denied(call.lane.subject)
+    with pytest.raises(PermissionDeniedError, match=r"to\.shop\.eu"):
+        await call.future
+    with pytest.raises(PermissionDeniedError, match=r"to\.shop\.eu"):
+        lane.send(target=("shop", "eu"), choice=lambda node: node.id == "eu")
+    assert group.got == []
+    lane.caller.reconnected()  # maybe with other permissions
+    lane.send(target=("shop", "eu"), choice=lambda node: node.id == "eu").future.cancel()
+
+
+async def test_what_a_node_has_is_not_written_again_when_its_subject_is_refused(
+    lane: Lane, start_node: StartNode
+) -> None:
+    node, group = await start_node("a"), await start_node("g", in_group=True)
+    lane.view.live, lane.view.troubled = ["a"], {"AskOnce"}
+    call = lane.send(AskOnce(), timeout=30.0)
+    await eventually(lambda: node.got)
+    node.accept("1")
+    await eventually(lambda: call.attempts and call.progress is not None and call.progress.phase is Phase.ACCEPTED)
+    lane.caller.denied(call.lane.subject)
+    node.answer("1")
+    assert await call.future == Ok("done")
+    assert group.got == []
+
+
+async def test_only_nodes_that_handle_a_type_die_of_it_and_each_once(lane: Lane, start_node: StartNode) -> None:
+    await start_node("a", in_group=True)
+    second, third = await start_node("b"), await start_node("c")
+    lane.view.live = ["b", "c"]
+    call = lane.send(timeout=30.0)
+    await eventually(lambda: second.got)  # the first was silent
+    second.accept("1")
+    await eventually(lambda: call.progress is not None and call.progress.phase is Phase.ACCEPTED)
+    lane.view.live = ["c"]
+    lane.caller.node_died("billing", ["Pay"])
+    lane.caller.node_died("client", [])
+    lane.caller.node_died("b", ["Ask"])
+    lane.caller.node_died("b", ["Ask"])  # as when a new start takes its place
+    await eventually(lambda: third.got)
+    third.answer("1")
+    assert await call.future == Ok("done")
+
+
+async def test_a_silent_call_without_budget_is_tried_again_when_there_is_some(
+    lane: Lane, start_node: StartNode
+) -> None:
+    await start_node("silent", in_group=True)
+    live = await start_node("live")
+    lane.view.live = ["live"]
+    now = monotonic()
+    while lane.caller._budget.take(now):
+        pass
+    call = lane.send(timeout=30.0)
+    await eventually(lambda: live.got)
+    live.answer("1")
+    assert await call.future == Ok("done")
+
+
+async def test_a_deadline_holds_while_the_loop_is_late_again_and_again(lane: Lane, start_node: StartNode) -> None:
+    await start_node("silent", in_group=True)
+    call = lane.send(timeout=0.05)
+    for _ in range(4):
+        time.sleep(0.3)  # a handler that blocks, and another one, and so on
+        await asyncio.sleep(0)
+    assert call.future.done()
 
 
 async def test_a_caller_that_may_not_address_nodes_uses_the_queue_group(lane: Lane, start_node: StartNode) -> None:

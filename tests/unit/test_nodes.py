@@ -299,7 +299,7 @@ async def test_a_listener_that_fails_keeps_nobody_from_knowing(url: str, client:
     dead: list[str] = []
     on_dead = inside(client).directory.on_dead
     on_dead.insert(0, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
-    on_dead.append(dead.append)
+    on_dead.append(lambda node: dead.append(node.id))
     async with shop(url, "a"):
         await eventually(lambda: len(client.nodes()) == 2)
     await eventually(lambda: dead == ["a"])
