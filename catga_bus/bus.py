@@ -418,7 +418,7 @@ class Bus(Router):
             result: Ok[R] | Err = await self._send_through(
                 request, self._outgoing(self._checked_timeout(timeout), node, where, None)
             )
-            return result
+            return result if isinstance(result, Ok) else await _refused(result)
         if node is not None or where is not None:
             return await self._send_to(request, self._checked_timeout(timeout), node, where, None)
         here = self._node
@@ -431,7 +431,7 @@ class Bus(Router):
         try:
             call = here.call(request, here.take_id(), limit, trace)
         except CallError as error:
-            return _as_err(error)
+            return await _refused(_as_err(error))
         try:
             return await call.future
         except BaseException:
@@ -547,7 +547,7 @@ class Bus(Router):
         limit = min(self._checked_timeout(timeout), parent.remaining)
         if self._send_through is not None:
             result: Ok[R] | Err = await self._send_through(request, self._outgoing(limit, node, where, parent))
-            return result
+            return result if isinstance(result, Ok) else await _refused(result)
         return await self._send_to(request, limit, node, where, parent)
 
     async def publish_from(self, parent: Context, event: Event) -> None:
@@ -578,13 +578,13 @@ class Bus(Router):
         here = self._open()
         if limit <= 0.0:
             text = "the deadline had passed before the request was written"
-            return Err(str(Code.TIMEOUT), text, None, Outcome.NOT_RUN, retryable=True)
+            return await _refused(Err(str(Code.TIMEOUT), text, None, Outcome.NOT_RUN, retryable=True))
         began = self._clock()
         target: tuple[str, str] | None = None
         if node is not None or where is not None:
             found = await self._target(here, request, limit, node, where)
             if isinstance(found, Err):
-                return found
+                return await _refused(found)
             target = found
         limit -= self._clock() - began
         if here.outgoing.is_blocked:
@@ -593,7 +593,7 @@ class Bus(Router):
             choice = None if where is None else _tolerant(where)
             call = here.call(request, here.take_id(), limit, self._trace(here, parent), target, choice)
         except CallError as error:
-            return _as_err(error)
+            return await _refused(_as_err(error))
         try:
             return await call.future
         except BaseException:
@@ -708,6 +708,15 @@ def _checked_urls(url: str | None) -> tuple[str, ...]:
     if urls[0].startswith("embedded://"):
         EmbeddedServer.parse(urls[0])
     return urls
+
+
+async def _refused(error: Err) -> Err:
+    """Return what was decided without waiting for anybody, after a turn of the event loop.
+
+    Who only tries again would else keep the loop from everything, also from what would let the next call through.
+    """
+    await asyncio.sleep(0)
+    return error
 
 
 def _as_err(error: CallError) -> Err:

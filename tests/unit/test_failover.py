@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from catga_bus import Err, Ok
+from catga_bus import Bus, Err, Ok
 from catga_bus.clock import monotonic
 from catga_bus.errors import CircuitOpenError, Code, Outcome, PermissionDeniedError
 from catga_bus.requests import attempts
@@ -15,7 +15,7 @@ from catga_bus.requests.attempts import Phase
 from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.testing import eventually
 from catga_bus.wire import Names, Status
-from tests.unit.lane import PATIENCE, AskOnce, FakeNode, Lane
+from tests.unit.lane import PATIENCE, Ask, AskOnce, FakeNode, Lane
 
 StartNode = Callable[..., Awaitable[FakeNode]]
 
@@ -412,3 +412,15 @@ async def test_a_node_that_never_answers_is_kept_out_of_the_way_and_tried_again(
         while len(deaf.got) == seen:
             await answered()
     await eventually(lambda: not guarded.caller.guard.held)
+
+
+async def test_a_loop_of_refused_calls_leaves_the_event_loop_to_others(url: str) -> None:
+    async with Bus("client", url=url) as client:
+        client._open().caller.guard._breakers.failed(("Ask", None), monotonic(), 25)
+        ticker, done = asyncio.create_task(asyncio.sleep(0.05)), 0
+        while not ticker.done():
+            result = await client.send(Ask(), timeout=1.0)
+            assert isinstance(result, Err)
+            assert result.code == Code.CIRCUIT_OPEN
+            done += 1
+        assert done > 1
