@@ -35,7 +35,8 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long one handler of an event may take unless its `timeout` says otherwise. 0.001 to 86,400."""
 
     intake: int = 4_096
-    """Messages admitted and not settled in this node; over it callers are answered busy. 1 to 1,000,000."""
+    """Messages admitted and not settled in this node; over it callers are answered busy. What waits for one of several
+    handlers takes at most half of it. 1 to 1,000,000."""
 
     intake_bytes: int = 33_554_432
     """Bytes of them. 65,536 to 17,179,869,184."""

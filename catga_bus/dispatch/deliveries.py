@@ -82,14 +82,15 @@ class Slots:
         running: Slots that are taken.
         stuck: Threads that run on past their deadline; each keeps its slot.
         waiting: Who waits, in order.
+        behind: Deliveries that wait in lanes, behind one that is ready, waiting or running.
         lanes: Lanes with a delivery that is ready, waiting or running: its successors.
         held: Lanes whose last delivery is settled while its thread runs on.
         threads: The handler's, if it needs some.
     """
 
     __slots__ = (
-        "_called", "_ready", "_soonest", "concurrency", "held", "is_open", "lanes", "running", "stuck", "threads",
-        "waiting",
+        "_called", "_ready", "_soonest", "behind", "concurrency", "held", "is_open", "lanes", "running", "stuck",
+        "threads", "waiting",
     )  # fmt: skip
 
     def __init__(self, concurrency: int, ready: deque[Delivery]) -> None:
@@ -97,6 +98,7 @@ class Slots:
         self.is_open = True
         self.running = 0
         self.stuck = 0
+        self.behind = 0
         self.waiting: deque[Delivery] = deque()
         self.lanes: dict[str, deque[Delivery]] = {}
         self.held: set[str] = set()
@@ -104,6 +106,14 @@ class Slots:
         self._ready = ready
         self._called: Delivery | None = None
         self._soonest = math.inf  # no deadline among those that wait is before this
+
+    def is_behind(self, most: int) -> bool:
+        """Whether as many wait as may."""
+        return len(self.waiting) + self.behind >= most
+
+    def is_called(self, delivery: Delivery) -> bool:
+        """Whether it was its turn among those that wait."""
+        return delivery is self._called
 
     def enter(self, delivery: Delivery) -> bool:
         """Return whether a delivery may start although the slots are not open; if not, it waits from now on."""
@@ -156,6 +166,7 @@ class Slots:
             behind = self.lanes[lane]
             while len(behind) > _MAX_BEHIND_STUCK:
                 surplus.append(behind.pop())
+                self.behind -= 1
                 surplus[-1].lane = None  # it leaves nobody behind
         if self.stuck >= self.concurrency:
             events = [delivery for delivery in self.waiting if delivery.deadline == math.inf]
@@ -174,6 +185,7 @@ class Slots:
                 delivery.lane = None
             everything.extend(behind)
             behind.clear()
+        self.behind = 0
         return everything
 
 

@@ -30,6 +30,8 @@ log = logging.getLogger("catga_bus.dispatcher")
 
 _CLOSING = Fault(Code.OVERLOADED, "the node is closing", retryable=True)
 _STUCK = Fault(Code.OVERLOADED, "threads of the handler run on past their deadline", retryable=True)
+_BEHIND = Fault(Code.OVERLOADED, "too many messages wait for the handler", retryable=True)
+_LONG_SECONDS = 0.001  # of a handler that does not suspend: then the event loop has its turn before the next one
 _CANCEL_SECONDS = 1.0  # for handlers to clean up after they are cancelled at the end of a drain
 _SWEEP_SECONDS = 0.01  # how late a handler may be cut off at its deadline
 
@@ -66,6 +68,7 @@ class Dispatcher:
         )
         self._stations: list[Station] = []
         self._slots: dict[object, Slots] = {}
+        self._most_behind = intake  # deliveries of one handler that may wait; the others' places are not for it
         self._current: ContextVar[Delivery] = ContextVar("delivery")  # for who runs on behalf of a delivery
         self._log = RareLog(log, clock)
         self._is_closed = False
@@ -92,6 +95,7 @@ class Dispatcher:
         slots = self._slots.get(handler)
         if slots is None:
             slots = self._slots[handler] = Slots(concurrency, self._ready)
+            self._most_behind = self._intake if len(self._slots) == 1 else max(1, self._intake // 2)
         return slots
 
     def statistics(self) -> DispatcherStatistics:
@@ -133,6 +137,9 @@ class Dispatcher:
         ):
             self._busy += 1
             return False
+        if delivery.lane is not None and delivery.station.slots.is_behind(self._most_behind):
+            self._busy += 1
+            return False
         self._admitted += 1
         self._admitted_bytes += delivery.size
         if delivery.lane is not None:
@@ -140,6 +147,7 @@ class Dispatcher:
             behind = lanes.get(delivery.lane)
             if behind is not None:
                 behind.append(delivery)
+                delivery.station.slots.behind += 1
                 return True
             lanes[delivery.lane] = deque()
         self._ready.append(delivery)
@@ -162,7 +170,13 @@ class Dispatcher:
 
     def _may_start(self, delivery: Delivery) -> bool:
         slots = delivery.station.slots
-        if slots.is_open or slots.enter(delivery):
+        if slots.is_open:
+            return True
+        if slots.is_behind(self._most_behind) and not slots.is_called(delivery):
+            self._busy += 1
+            self._settle(delivery, Status.BUSY, _BEHIND, 0.0)
+            return False
+        if slots.enter(delivery):
             return True
         self._arm()
         return False
@@ -207,6 +221,8 @@ class Dispatcher:
                 raise
         seconds = self._clock() - began
         station.seconds += seconds
+        if seconds > _LONG_SECONDS:
+            self._runner.end_turn()
         self._settle(delivery, status, value, seconds)
 
     def _expire(self, delivery: Delivery) -> None:
@@ -319,6 +335,7 @@ class Dispatcher:
     def _next_in_lane(self, slots: Slots, lane: str) -> None:
         behind = slots.lanes[lane]
         if behind:
+            slots.behind -= 1
             self._ready.append(behind.popleft())
             self._runner.wake()
         else:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
@@ -512,6 +513,89 @@ async def test_a_thread_that_never_ends_does_not_fill_the_intake_with_events(sen
         await eventually(lambda: node.statistics().handlers.busy > 0)
         release.set()
         await eventually(lambda: node.statistics().handlers.intake == 0)
+
+
+class Slow(Request[int]):
+    """Takes its time."""
+
+
+async def test_a_slow_handler_leaves_half_of_the_intake_to_others() -> None:
+    url, release = f"memory://{uuid4().hex}", asyncio.Event()
+    node = Bus("node", url=url, intake=64)
+
+    @node.handler(concurrency=1)
+    async def slow(request: Slow) -> int:
+        await release.wait()
+        return 1
+
+    @node.handler
+    async def ask(request: Ask) -> int:
+        return 2
+
+    async with node, Bus("client", url=url) as client:
+        flood = [asyncio.create_task(client.send(Slow(), timeout=30.0)) for _ in range(100)]
+        await eventually(lambda: node.statistics().handlers.busy > 0)
+        assert await client.send(Ask()) == Ok(2)
+        assert node.statistics().handlers.intake == 33  # 32 that wait, and one that runs
+        release.set()
+        results = await asyncio.gather(*flood)
+        assert sum(isinstance(result, Ok) for result in results) >= 33
+        assert {result.code for result in results if isinstance(result, Err)} <= {"OVERLOADED"}
+
+
+async def test_events_for_a_slow_handler_leave_half_of_the_intake_to_others() -> None:
+    url, release = f"memory://{uuid4().hex}", asyncio.Event()
+    node = Bus("node", url=url, intake=64)
+
+    @node.handler
+    async def told(event: Told) -> None:
+        await release.wait()
+
+    @node.handler
+    async def ask(request: Ask) -> int:
+        return 2
+
+    async with node, Bus("client", url=url) as client:
+        for number in range(100):
+            await client.broadcast(Told(number))
+        await eventually(lambda: node.statistics().handlers.busy > 0)
+        assert await client.send(Ask()) == Ok(2)
+        assert node.statistics().handlers.intake <= 34
+        release.set()
+        await eventually(lambda: node.statistics().handlers.intake == 0)
+
+
+async def test_the_only_handler_may_fill_the_intake() -> None:
+    url, release = f"memory://{uuid4().hex}", asyncio.Event()
+    node = Bus("node", url=url, intake=64)
+
+    @node.handler(concurrency=1)
+    async def slow(request: Slow) -> int:
+        await release.wait()
+        return 1
+
+    async with node, Bus("client", url=url) as client:
+        flood = [asyncio.create_task(client.send(Slow(), timeout=30.0)) for _ in range(64)]
+        await eventually(lambda: node.statistics().handlers.intake == 64)
+        release.set()
+        assert set(await asyncio.gather(*flood)) == {Ok(1)}
+
+
+async def test_handlers_that_hold_the_loop_let_others_have_a_turn() -> None:
+    url = f"memory://{uuid4().hex}"
+    node = Bus("node", url=url)
+
+    @node.handler
+    async def slow(request: Slow) -> int:
+        time.sleep(0.01)
+        return 1
+
+    async with node, Bus("client", url=url) as client:
+        for task in (flood := [asyncio.create_task(client.send(Slow(), timeout=30.0)) for _ in range(64)]):
+            await task
+        assert {task.result() for task in flood} == {Ok(1)}
+        assert node.statistics().calls.failovers == client.statistics().calls.failovers == 0
+        assert node.statistics().requests.gaps == 0
 
 
 # -- closing ---------------------------------------------------------------------------------------------------

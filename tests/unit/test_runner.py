@@ -182,6 +182,23 @@ async def test_a_long_queue_lets_others_have_a_turn() -> None:
     assert len(seen_by_other) > 5
 
 
+async def test_a_long_item_is_the_last_of_its_turn() -> None:
+    seen: list[str] = []
+
+    async def run(item: str) -> None:
+        seen.append(item)
+        rig.runner.end_turn()
+
+    rig = Rig(run)
+    rig.start("a", "b", "c")
+    most_at_once = 0
+    while len(seen) < 3:
+        before = len(seen)
+        await asyncio.sleep(0)
+        most_at_once = max(most_at_once, len(seen) - before)
+    assert most_at_once == 1
+
+
 async def test_an_item_that_starts_others_sees_them_run() -> None:
     seen: list[str] = []
     rig: Rig
