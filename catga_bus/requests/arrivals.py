@@ -24,6 +24,7 @@ class Arrivals:
             dictionary after each look.
         middle: What came between the last two looks; read and popped from directly, for the same reason.
         told: What is here longer, and its caller was told.
+        is_watched: Whether there will be a look.
     """
 
     def __init__(self, tell: Callable[[str, list[str]], None]) -> None:
@@ -32,15 +33,16 @@ class Arrivals:
         self.young: dict[str, Delivery] = {}
         self.middle: dict[str, Delivery] = {}
         self.told: dict[str, Delivery] = {}
+        self.is_watched = False
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self.young) + len(self.middle) + len(self.told)
 
     def watch(self) -> None:
-        """Look again soon; call it after adding to `young`."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(NOTICE_SECONDS, self._look)
+        """Look again soon; call it after adding to `young`, unless `is_watched`."""
+        self.is_watched = True
+        self._timer = self._loop.call_later(NOTICE_SECONDS, self._look)
 
     def get(self, message_id: str) -> Delivery | None:
         """Return the delivery with an id, or None if it is not here."""
@@ -61,7 +63,9 @@ class Arrivals:
 
     def _look(self) -> None:
         late, self.middle, self.young = self.middle, self.young, {}
-        self._timer = self._loop.call_later(NOTICE_SECONDS, self._look) if self.middle else None
+        self.is_watched = False
+        if self.middle:
+            self.watch()
         if not late:
             return
         self.told.update(late)

@@ -253,7 +253,7 @@ class Responder:
         has_older = bool(middle or told)
         default = self._default_timeout
         alone = len(frames) == 1
-        again: list[str] = []  # what comes in a later attempt, and is to be run
+        again: list[str] | None = None  # what comes in a later attempt, and is to be run
         for frame in frames:
             message_id = frame.id
             if frame.type != allowed:
@@ -285,14 +285,16 @@ class Responder:
                 self._refuse(lane, message_id, Status.BUSY, FULL)
             elif is_again:
                 told[message_id] = delivery
+                again = again or []
                 again.append(message_id)
             else:
                 young[message_id] = delivery
-        if again:
+        if again is not None:
             # Before a handler runs, which may be one that kills its process: the caller has waited or lost a node.
             self._tell_accepted(inbox, again)
             self._transport.push()
-        arrivals.watch()
+        if not arrivals.is_watched:
+            arrivals.watch()
         self._dispatcher.wake()
 
     def _after_gap(self, now: float) -> None:
