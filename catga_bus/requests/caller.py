@@ -231,7 +231,7 @@ class Caller:
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more; its answer will count as late."""
         if self._pending.pop(call.id, None) is not None:
-            self.guard.end_probes(call, succeeded=None)
+            self.guard.dropped(call)
 
     def _write_again(self, call: Call, now: float) -> Address | None:
         """Write a call with what is left of its time and its next attempt; return the node it was addressed to."""
@@ -281,15 +281,19 @@ class Caller:
 
     def _on_answers(self, batch: AnswerBatch) -> None:
         take = self._pending.pop
-        ok, ok_status = 0, int(Status.OK)
+        ok, answered, ok_status = 0, 0, int(Status.OK)
         route: Route | None = None
         for frame in batch.frames:
             call = take(frame.id, None)
             if call is None:
                 self._late += 1
                 continue
-            route = call.route
+            if call.route is not route:
+                self._count_answers(route, batch.head.sender, answered)
+                route, answered = call.route, 0
+            answered += 1
             if frame.status != ok_status:
+                answered -= frame.status == Status.LOST  # which is none
                 self._on_fault(call, frame)
                 continue
             try:
@@ -299,7 +303,7 @@ class Caller:
                 continue
             ok += 1
             if call.aim is not None:
-                self.guard.end_probes(call, succeeded=True)
+                self.guard.replied(call, frame.node)
             future = call.future
             if not future.done():
                 future.set_result(result)
@@ -307,8 +311,11 @@ class Caller:
         if route is not None:
             route.handler_seconds = smoothed(route.handler_seconds, batch.head.handler_us * 1e-6)
             route.lane.limit = grain(route.handler_seconds, len(self._pending), self._coalescer.max_frames)
-            if self.guard.is_watching:
-                self.guard.answered(route.type_name, batch.head.sender, len(batch.frames))
+            self._count_answers(route, batch.head.sender, answered)
+
+    def _count_answers(self, route: Route | None, node: str, count: int) -> None:
+        if count and route is not None and self.guard.is_watching:
+            self.guard.answered(route.type_name, node, count)
 
     def _is_about_a_batch(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> bool:
         """Act on what the server or a node says about a batch as a whole; return whether it was that."""
@@ -363,7 +370,7 @@ class Caller:
             self._pending[call.id] = call
             call.wake()
         else:
-            self._fail(call, endings.of_last_word(call, verdict, frame))
+            self._fail(call, endings.of_last_word(call, verdict, frame), is_answer=False)
 
     def _batch_of(self, subject: str) -> int:
         """Return the batch whose number ends this reply subject; 0 if it is none of ours."""
@@ -500,10 +507,10 @@ class Caller:
 
     def _end(self, call: Call, verdict: Verdict) -> None:
         self._pending.pop(call.id, None)
-        self._fail(call, endings.of_verdict(call, verdict, None))
+        self._fail(call, endings.of_verdict(call, verdict, None), is_answer=False)
 
-    def _fail(self, call: Call, result: Err) -> None:
+    def _fail(self, call: Call, result: Err, *, is_answer: bool = True) -> None:
         self._failed += 1
-        self.guard.ended(call, result)
+        self.guard.ended(call, result, is_answer=is_answer)
         if not call.future.done():
             call.future.set_result(result)

@@ -77,6 +77,9 @@ class Call(msgspec.Struct, eq=False, gc=False):
     progress: Progress | None = None
     """None while all is well: written once, not lost, and the answer not late."""
 
+    failed_at: str | None = None
+    """The last node that was silent about it, forgot it, or died with it."""
+
     def trouble(self) -> Progress:
         """Return the facts that decisions rest on, from the first trouble on."""
         if self.progress is None:

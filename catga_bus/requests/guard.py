@@ -8,6 +8,7 @@ import msgspec
 
 from catga_bus.clock import Clock
 from catga_bus.errors import CircuitOpenError, Code, Outcome
+from catga_bus.requests.attempts import MAX_ASKED, Phase
 from catga_bus.requests.calls import Call
 from catga_bus.requests.peers import Address, Choice, Peers
 from catga_bus.resilience.breakers import Breakers
@@ -25,6 +26,8 @@ log = logging.getLogger("catga_bus.requests")
 
 _QUIET_SECONDS = 5.0  # between two looks for breakers that have nothing left to remember
 
+_NO_FAILURES = (Code.DISCONNECTED, Code.OVERLOADED, Code.INVALID_MESSAGE, Code.TOO_LARGE)
+
 
 class Admission(msgspec.Struct, frozen=True):
     """How a call may go while a breaker is open."""
@@ -39,9 +42,9 @@ class Admission(msgspec.Struct, frozen=True):
 class Guard:
     """Holds back calls to what fails, and lets a few through to see whether it works again.
 
-    What counts as failure is that nobody knows what became of a call although there was a connection: no answer, or a
-    node that died or forgot it. What a handler answered, or that a node was too busy, is none. A trip drops nothing
-    that is on its way.
+    What counts as failure is that a node was silent about a call, forgot it, or died with it, although there was a
+    connection. Whatever a node answered is none, a handler's own time-out included; nor is it one that a node was too
+    busy, or that the deadline of a call passed while a live node had it. A trip drops nothing that is on its way.
 
     Args:
         options: Of each breaker; None for no breakers.
@@ -114,7 +117,7 @@ class Guard:
         try:
             self._enter((None, target[1]), f"calls to node {target[1]}", now, probes)
         except CircuitOpenError:
-            self._end(tuple(probes), now, succeeded=None)
+            self._drop(tuple(probes), now)
             raise
 
     def _enter(self, key: BreakerKey, what: str, now: float, probes: list[tuple[BreakerKey, int]]) -> None:
@@ -137,34 +140,77 @@ class Guard:
             self._breakers.forget_quiet(now)
 
     def node_failed(self, call: Call, node: str) -> None:
-        """A node was silent about a call, forgot it, or died with it."""
+        """A node was silent about a call, forgot it, or died with it: counts once, however often it is said."""
+        if call.failed_at == node:
+            return
+        call.failed_at = node
         key: BreakerKey = (None, node)
         now = self._clock()
         mine = call.take_probes(key)
-        if mine:
-            self._end(mine, now, succeeded=False)
-        elif self._is_on:
+        for _, probe in mine:
+            self._breakers.end_probe(key, probe, now, succeeded=False)
+        if self._is_on and not mine:
             self._breakers.failed(key, now, admitted=call.began)
 
-    def ended(self, call: Call, result: Err) -> None:
-        """Count the end of a call that got no OK."""
-        is_failure = result.outcome is Outcome.UNKNOWN and result.code != Code.DISCONNECTED
+    def replied(self, call: Call, node: str | None) -> None:
+        """A node has answered a call, whatever it said: what it was a probe of works, unless that is another node."""
         now = self._clock()
-        if is_failure and call.node is not None:
+        for key, probe in call.take_probes():
+            works = key[1] is None or key[1] == node
+            self._breakers.end_probe(key, probe, now, succeeded=works or None)
+
+    def ended(self, call: Call, result: Err, *, is_answer: bool) -> None:
+        """Count the end of a call that got no OK.
+
+        Args:
+            call: The call.
+            result: What its caller is told.
+            is_answer: Whether that is what a node answered; else nobody did, and it was given up.
+        """
+        if is_answer:
+            self.replied(call, result.node)
+            return
+        if _is_silence(call, result) and call.node is not None:
             self.node_failed(call, call.node)
-        key: BreakerKey = (call.route.type_name, None)
-        if is_failure and self._is_on and all(probe[0] != key for probe in call.probes):
+        now, key = self._clock(), (call.route.type_name, None)
+        is_failure = _is_failure(call, result)
+        probes = call.take_probes()
+        for one, probe in probes:
+            self._breakers.end_probe(one, probe, now, succeeded=False if is_failure and one == key else None)
+        if is_failure and self._is_on and all(one != key for one, _ in probes):
             self._breakers.failed(key, now, admitted=call.began)
-        if call.probes:
-            self.end_probes(call, succeeded=None if result.outcome is Outcome.NOT_RUN else not is_failure)
 
-    def end_probes(self, call: Call, *, succeeded: bool | None) -> None:
-        """Say how a probe ended: True if it was answered, None if that says nothing."""
-        self._end(call.take_probes(), self._clock(), succeeded=succeeded)
+    def dropped(self, call: Call) -> None:
+        """Nobody waits for a call any more: as a probe it says nothing."""
+        self._drop(call.take_probes(), self._clock())
 
-    def _end(self, probes: Probes, now: float, *, succeeded: bool | None) -> None:
+    def _drop(self, probes: Probes, now: float) -> None:
         for key, probe in probes:
-            self._breakers.end_probe(key, probe, now, succeeded=succeeded)
+            self._breakers.end_probe(key, probe, now, succeeded=None)
+
+
+def _is_silence(call: Call, result: Err) -> bool:
+    """Whether the node of the last attempt says nothing: not that it has the call, or not what became of it."""
+    if result.code != Code.TIMEOUT or result.outcome is not Outcome.UNKNOWN or result.node is not None:
+        return False
+    progress = call.trouble()
+    return progress.phase is Phase.SENT or (progress.phase is Phase.ACCEPTED and progress.asked >= MAX_ASKED)
+
+
+def _is_failure(call: Call, result: Err) -> bool:
+    """Whether a call without an answer was lost: its node was silent about it, forgot it, or died with it.
+
+    That the time was too short for a live node that has it is no failure, nor that nodes were too busy; and what
+    a lost connection leaves open is none of theirs.
+    """
+    if result.outcome is not Outcome.UNKNOWN or result.code in _NO_FAILURES:
+        return False
+    if _is_silence(call, result):
+        return True
+    progress = call.trouble()
+    if progress.phase is Phase.ACCEPTED:
+        return call.failed_at == progress.node
+    return call.failed_at is not None or progress.silences > 0
 
 
 def _log_change(change: BreakerChange) -> None:

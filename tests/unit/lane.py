@@ -122,10 +122,14 @@ class FakeNode:
         self._transport.publish(self._inbox, join_ids(Kind.ACCEPTED, (self.id,), ids))
 
     def answer(self, message_id: str, value: Any = "done", status: Status = Status.OK) -> None:
-        """Answer one."""
-        body = value if status is Status.OK else Fault("OVERLOADED", "no")
-        frame = _encode((message_id, status, body, self.id))
-        self._transport.publish(self._inbox, join_batch(Kind.ANSWERS, (self.id,), [frame]))
+        """Answer one; a fault is that of a node that is too busy unless another one is given."""
+        body = value if status is Status.OK or isinstance(value, Fault) else Fault("OVERLOADED", "no")
+        self.answer_all((message_id, status, body))
+
+    def answer_all(self, *answers: tuple[str, Status, Any]) -> None:
+        """Give answers in one batch: of each the id, the status and the body."""
+        frames = [_encode((*answer, self.id)) for answer in answers]
+        self._transport.publish(self._inbox, join_batch(Kind.ANSWERS, (self.id,), frames))
 
 
 class Lane:

@@ -1,13 +1,25 @@
 """The breakers of a caller: what counts for and against a request type and a node, and whose answer closes what."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from catga_bus import Bus, Ok, Request
+from catga_bus import Bus, Err, Ok, Request
 from catga_bus.clock import monotonic
+from catga_bus.errors import Code, Outcome
+from catga_bus.requests import attempts
+from catga_bus.requests.attempts import Phase
+from catga_bus.resilience.circuit_breaker import BreakerOptions, BreakerState
 from catga_bus.testing import eventually
+from catga_bus.wire import Fault, Status
+from tests.unit.lane import PATIENCE, AskOnce, FakeNode, Lane
+
+StartNode = Callable[..., Awaitable[FakeNode]]
+ASK, ASK_ONCE = ("Ask", None), ("AskOnce", None)
+TYPES = ("Ask", "AskOnce")
+MIN_CALLS = 5
 
 
 class Quote(Request[str]):
@@ -79,3 +91,300 @@ async def test_a_held_node_is_tried_only_with_calls_that_it_fits(url: str, clien
         for _ in range(3):
             assert await client.send(Quote(), timeout=2.0, where=lambda node: node.zone == "us") == Ok("bad")
         assert client._open().caller.guard.held_nodes() == ()
+
+
+# -- what counts -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def start_node(url: str) -> AsyncIterator[StartNode]:
+    nodes: list[FakeNode] = []
+
+    async def start(node_id: str, *, in_group: bool = False) -> FakeNode:
+        nodes.append(await FakeNode(url, node_id, in_group=in_group).start())
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        await node.stop()
+
+
+@pytest.fixture
+async def lane(url: str) -> AsyncIterator[Lane]:
+    lane = await Lane(
+        url, BreakerOptions(min_calls=MIN_CALLS, open_seconds=60.0, max_open_seconds=60.0, probes=1, successes=1)
+    ).start()
+    yield lane
+    await lane.stop()
+
+
+def counts(lane: Lane, key: tuple[str | None, str | None]) -> tuple[int, int]:
+    """Return the successes and failures that the breaker of a key has in its window; none if there is no breaker."""
+    seen = [one for one in lane.caller.guard.statistics() if (one.type_name, one.node) == key]
+    return (seen[0].successes, seen[0].failures) if seen else (0, 0)
+
+
+def state(lane: Lane, key: tuple[str | None, str | None]) -> BreakerState:
+    return next(one.state for one in lane.caller.guard.statistics() if (one.type_name, one.node) == key)
+
+
+async def accepted(lane: Lane, node: FakeNode, message: Any = None, **options: Any) -> Any:
+    """Make a call that the node has and says so."""
+    call = lane.send(message, **options)
+    await eventually(lambda: call.id in node.ids)
+    node.accept(call.id)
+    await eventually(lambda: call.trouble().phase is Phase.ACCEPTED)
+    return call
+
+
+async def test_the_deadline_of_calls_that_a_live_node_holds_counts_for_nothing(
+    lane: Lane, start_node: StartNode
+) -> None:
+    node = await start_node("a", in_group=True)
+    calls = [await accepted(lane, node, timeout=PATIENCE) for _ in range(2 * MIN_CALLS)]
+    for call in calls:
+        result = await call.future
+        assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert lane.caller.guard.statistics() == ()
+    assert isinstance(await (await accepted(lane, node, timeout=PATIENCE)).future, Err)  # it went to the node
+
+
+async def test_what_handlers_answer_is_no_failure_whatever_it_is(lane: Lane, start_node: StartNode) -> None:
+    node = await start_node("a", in_group=True)
+    lane.view.live, lane.view.troubled = ["a"], frozenset({"Ask"})
+    faults = [
+        (Status.FAILED, Fault(str(Code.TIMEOUT), "the handler was cut off")),
+        (Status.FAILED, Fault(str(Code.HANDLER_ERROR), "the handler raised")),
+        (Status.REFUSED, Fault("NO_SUCH_SKU", "refused")),
+    ]
+    for status, fault in faults * MIN_CALLS:
+        call = lane.send()
+        await eventually(lambda one=call: one.id in node.ids)  # type: ignore[misc]
+        node.answer(call.id, fault, status)
+        assert (await call.future).code == fault.code
+    assert lane.caller.guard.statistics() == ()
+
+
+async def test_answers_of_any_kind_outweigh_silence(lane: Lane, start_node: StartNode) -> None:
+    node = await start_node("a", in_group=True)
+    await lane.send(timeout=PATIENCE / 2).future
+    for _ in range(3):
+        call = await accepted(lane, node)
+        node.answer(call.id, Fault(str(Code.TIMEOUT), "the handler was cut off"), Status.FAILED)
+        await call.future
+    assert counts(lane, ASK) == (3, 1)
+
+
+async def test_each_answer_of_a_batch_counts_for_its_own_type(lane: Lane, start_node: StartNode) -> None:
+    node = await start_node("a", in_group=True)
+    await lane.send(timeout=PATIENCE / 2).future
+    await lane.send(AskOnce(), timeout=PATIENCE / 2).future
+    calls = [lane.send(message) for message in (None, None, AskOnce(), None)]
+    await eventually(lambda: len(node.got) == 6)
+    node.answer_all(*[(call.id, Status.OK, "done") for call in calls])
+    assert [await call.future for call in calls] == [Ok("done")] * 4
+    assert (counts(lane, ASK), counts(lane, ASK_ONCE)) == ((3, 1), (1, 1))
+
+
+async def test_a_silent_node_counts_once_for_its_type_and_once_for_itself(lane: Lane, start_node: StartNode) -> None:
+    await start_node("a")
+    result = await lane.send(timeout=PATIENCE * 3, target=("shop", "a")).future
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert (counts(lane, ASK), counts(lane, (None, "a"))) == ((0, 1), (0, 1))
+
+
+async def test_a_silent_node_counts_although_another_one_answers(lane: Lane, start_node: StartNode) -> None:
+    await start_node("a")
+    live = await start_node("b")
+    lane.view.live, lane.view.troubled = ["a", "b"], frozenset({"Ask"})
+    call = lane.send()
+    await eventually(lambda: live.got)
+    live.answer(call.id)
+    assert await call.future == Ok("done")
+    assert (counts(lane, ASK), counts(lane, (None, "a"))) == ((0, 0), (0, 1))
+    assert counts(lane, (None, "b")) == (0, 0)
+
+
+async def test_a_call_that_one_node_was_silent_about_and_a_live_one_holds_counts_for_the_silent_one_only(
+    lane: Lane, start_node: StartNode
+) -> None:
+    await start_node("a")
+    live = await start_node("b")
+    lane.view.live, lane.view.troubled = ["a", "b"], frozenset({"Ask"})
+    call = await accepted(lane, live, timeout=PATIENCE * 4)
+    assert isinstance(await call.future, Err)
+    assert (counts(lane, ASK), counts(lane, (None, "a"))) == ((0, 0), (0, 1))
+    assert counts(lane, (None, "b")) == (0, 0)
+
+
+async def test_a_node_that_forgot_a_call_counts_once_for_its_type_and_once_for_itself(
+    lane: Lane, start_node: StartNode
+) -> None:
+    node = await start_node("a", in_group=True)
+    call = await accepted(lane, node, AskOnce())
+    node.answer(call.id, status=Status.LOST)
+    result = await call.future
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert (counts(lane, ASK_ONCE), counts(lane, (None, "a"))) == ((0, 1), (0, 1))
+
+
+async def test_a_node_that_has_a_call_and_leaves_questions_about_it_unanswered_counts_once_for_each(
+    lane: Lane, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "STATUS_INTERVAL", PATIENCE / 2)
+    node = await start_node("a", in_group=True)
+    call = await accepted(lane, node, AskOnce(), timeout=PATIENCE * 4)
+    result = await call.future
+    assert len(node.asked) >= attempts.MAX_ASKED
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert (counts(lane, ASK_ONCE), counts(lane, (None, "a"))) == ((0, 1), (0, 1))
+
+
+async def test_a_node_that_died_with_a_call_counts_once_for_its_type_and_once_for_itself(
+    lane: Lane, start_node: StartNode
+) -> None:
+    node = await start_node("a", in_group=True)
+    call = await accepted(lane, node, AskOnce(), timeout=PATIENCE * 4)
+    lane.caller.node_died("a", TYPES)
+    assert counts(lane, (None, "a")) == (0, 1)
+    result = await call.future
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert (counts(lane, ASK_ONCE), counts(lane, (None, "a"))) == ((0, 1), (0, 1))
+
+
+async def test_the_death_of_the_one_node_that_was_asked_counts_once_for_each(lane: Lane, start_node: StartNode) -> None:
+    node = await start_node("a")
+    call = await accepted(lane, node, target=("shop", "a"))
+    lane.caller.node_died("a", TYPES)
+    assert (await call.future).code == Code.NO_HANDLER
+    assert (counts(lane, ASK), counts(lane, (None, "a"))) == ((0, 1), (0, 1))
+
+
+async def test_a_node_that_was_too_busy_is_no_failure_although_an_earlier_attempt_may_have_run(
+    lane: Lane, start_node: StartNode
+) -> None:
+    node = await start_node("a")
+    call = lane.send(target=("shop", "a"))
+    await eventually(lambda: node.got)
+    attempts.after_disconnect(call.trouble())  # the connection was lost, and is back
+    lane.caller.reconnected()
+    for seen in range(2, 5):
+        await eventually(lambda count=seen: len(node.got) == count)  # type: ignore[misc]
+        node.answer(call.id, status=Status.BUSY)
+    result = await call.future
+    assert (result.code, result.outcome) == (Code.OVERLOADED, Outcome.UNKNOWN)
+    assert lane.caller.guard.statistics() == ()
+
+
+async def test_a_lost_connection_is_no_failure(lane: Lane, start_node: StartNode) -> None:
+    node = await start_node("a", in_group=True)
+    calls = [await accepted(lane, node, timeout=PATIENCE) for _ in range(MIN_CALLS)]
+    lane.caller.disconnected()
+    for call in calls:
+        result = await call.future
+        assert (result.code, result.outcome) == (Code.DISCONNECTED, Outcome.UNKNOWN)
+    assert lane.caller.guard.statistics() == ()
+
+
+# -- probes ----------------------------------------------------------------------------------------------------
+
+
+def open_breaker(lane: Lane, key: tuple[str | None, str | None]) -> None:
+    """Open a breaker whose time is over at once."""
+    lane.caller.guard._breakers.failed(key, monotonic() - 100.0, MIN_CALLS)
+    assert key in lane.caller.guard.held
+
+
+async def probe(lane: Lane, node: FakeNode, **options: Any) -> Any:
+    """Make a call that probes a node, and wait until the node has it."""
+    open_breaker(lane, (None, node.id))
+    call = lane.send(**options)
+    assert [key for key, _ in call.probes] == [(None, node.id)]
+    await eventually(lambda: node.got)
+    return call
+
+
+async def test_a_probe_that_another_node_answers_after_a_refusal_does_not_close_the_breaker(
+    lane: Lane, start_node: StartNode
+) -> None:
+    tried, other = await start_node("a"), await start_node("b")
+    lane.view.live = ["a", "b"]
+    call = await probe(lane, tried)
+    tried.answer(call.id, status=Status.BUSY)
+    await eventually(lambda: other.got)
+    other.answer(call.id)
+    assert await call.future == Ok("done")
+    assert state(lane, (None, "a")) is BreakerState.HALF_OPEN
+    assert len(lane.send().probes) == 1  # its slot was given back
+
+
+async def test_a_probe_that_another_node_answers_after_a_silence_opens_the_breaker_again(
+    lane: Lane, start_node: StartNode
+) -> None:
+    tried, other = await start_node("a"), await start_node("b")
+    lane.view.live = ["a", "b"]
+    call = await probe(lane, tried)
+    await eventually(lambda: other.got)
+    other.answer(call.id)
+    assert await call.future == Ok("done")
+    assert state(lane, (None, "a")) is BreakerState.OPEN
+
+
+async def test_a_probe_that_its_node_answers_closes_the_breaker_whatever_the_answer_is(
+    lane: Lane, start_node: StartNode
+) -> None:
+    tried = await start_node("a")
+    lane.view.live = ["a"]
+    call = await probe(lane, tried)
+    tried.answer(call.id, Fault(str(Code.TIMEOUT), "the handler was cut off"), Status.FAILED)
+    assert (await call.future).outcome is Outcome.UNKNOWN
+    assert state(lane, (None, "a")) is BreakerState.CLOSED
+
+
+async def test_a_probe_that_its_node_still_holds_at_the_deadline_says_nothing(
+    lane: Lane, start_node: StartNode
+) -> None:
+    tried = await start_node("a")
+    lane.view.live = ["a"]
+    call = await probe(lane, tried, timeout=PATIENCE * 2)
+    tried.accept(call.id)
+    assert (await call.future).code == Code.TIMEOUT
+    assert state(lane, (None, "a")) is BreakerState.HALF_OPEN
+    assert len(lane.send().probes) == 1
+
+
+async def test_a_probe_of_a_node_that_never_got_it_says_nothing_of_that_node(lane: Lane, start_node: StartNode) -> None:
+    await start_node("group", in_group=True)
+    lane.view.live = ["a"]
+    lane.caller._routing.closed.add("shop")  # the server refuses to let this user address nodes
+    open_breaker(lane, (None, "a"))
+    call = lane.send(timeout=PATIENCE / 2)
+    assert (await call.future).code == Code.TIMEOUT
+    assert counts(lane, ASK) == (0, 1)
+    assert state(lane, (None, "a")) is BreakerState.HALF_OPEN
+    assert len(lane.send().probes) == 1
+
+
+async def test_a_probe_of_a_type_succeeds_wherever_it_is_answered(lane: Lane, start_node: StartNode) -> None:
+    node = await start_node("a", in_group=True)
+    open_breaker(lane, ASK)
+    call = lane.send()
+    await eventually(lambda: node.got)
+    node.answer(call.id, Fault(str(Code.TIMEOUT), "the handler was cut off"), Status.FAILED)
+    await call.future
+    assert state(lane, ASK) is BreakerState.CLOSED
+
+
+async def test_a_probe_of_a_type_that_ends_in_silence_opens_it_again(lane: Lane, start_node: StartNode) -> None:
+    await start_node("a", in_group=True)
+    open_breaker(lane, ASK)
+    assert (await lane.send(timeout=PATIENCE / 2).future).code == Code.TIMEOUT
+    assert state(lane, ASK) is BreakerState.OPEN
+
+
+async def test_a_probe_that_nobody_waits_for_any_more_gives_its_slot_back(lane: Lane, start_node: StartNode) -> None:
+    tried = await start_node("a")
+    lane.view.live = ["a"]
+    lane.caller.forget(await probe(lane, tried))
+    assert state(lane, (None, "a")) is BreakerState.HALF_OPEN
+    assert len(lane.send().probes) == 1
