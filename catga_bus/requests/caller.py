@@ -314,7 +314,7 @@ class Caller:
             self._count_answers(route, batch.head.sender, answered)
 
     def _count_answers(self, route: Route | None, node: str, count: int) -> None:
-        if count and route is not None and self.guard.is_watching:
+        if count and route is not None and self.guard.is_on:
             self.guard.answered(route.type_name, node, count)
 
     def _is_about_a_batch(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> bool:

@@ -52,21 +52,17 @@ class Guard:
         clock: Monotonic seconds.
 
     Attributes:
+        is_on: Whether there are breakers, so that answers are to be counted.
         held: What is held back or being probed; while it is empty every call may go. All that the hot path looks at.
     """
 
     def __init__(self, options: BreakerOptions | None, peers: Peers, clock: Clock) -> None:
-        self._is_on = options is not None
+        self.is_on = options is not None
         self._breakers = Breakers(options or BreakerOptions(), on_change=_log_change)
         self._peers = peers
         self._clock = clock
         self._quiet_at = -math.inf
         self.held: Collection[BreakerKey] = self._breakers.open_keys
-
-    @property
-    def is_watching(self) -> bool:
-        """Whether something has failed lately, so that successes count, too."""
-        return bool(self._breakers.by_key)
 
     @property
     def trips(self) -> int:
@@ -131,7 +127,7 @@ class Guard:
             probes.append((key, probe))
 
     def answered(self, type_name: str, node: str, count: int) -> None:
-        """Count answers; call it while `is_watching`."""
+        """Count answers, of a batch at a time; call it while `is_on`."""
         now = self._clock()
         self._breakers.succeeded((type_name, None), now, count)
         self._breakers.succeeded((None, node), now, count)
@@ -149,7 +145,7 @@ class Guard:
         mine = call.take_probes(key)
         for _, probe in mine:
             self._breakers.end_probe(key, probe, now, succeeded=False)
-        if self._is_on and not mine:
+        if self.is_on and not mine:
             self._breakers.failed(key, now, admitted=call.began)
 
     def replied(self, call: Call, node: str | None) -> None:
@@ -177,7 +173,7 @@ class Guard:
         probes = call.take_probes()
         for one, probe in probes:
             self._breakers.end_probe(one, probe, now, succeeded=False if is_failure and one == key else None)
-        if is_failure and self._is_on and all(one != key for one, _ in probes):
+        if is_failure and self.is_on and all(one != key for one, _ in probes):
             self._breakers.failed(key, now, admitted=call.began)
 
     def dropped(self, call: Call) -> None:

@@ -1,4 +1,4 @@
-"""The breakers of one caller, by what they guard: made on the first failure, so that without one they cost nothing."""
+"""The breakers of one caller, by what they guard: made on the first failure, and until then successes are counted."""
 
 import math
 from collections.abc import Callable
@@ -11,10 +11,12 @@ from catga_bus.resilience.circuit_breaker import (
     BreakerOptions,
     BreakerStatistics,
     CircuitBreaker,
+    Window,
 )
 
 _MAX_BREAKERS = 1_024
-# Chosen: 5 types at each of 200 nodes, the largest cluster that is aimed at; a megabyte of memory.
+# Chosen: 5 types at each of 200 nodes, the largest cluster that is aimed at; a megabyte of memory, and
+# another one for the successes of what has no breaker.
 
 
 class Breakers:
@@ -24,13 +26,16 @@ class Breakers:
     closed, of the one that is half-open or due to be for the longest time. One that has still to stay open is never
     given up: if all have, what fails newly is not guarded, and counted in `unguarded`.
 
+    Successes are counted from the start, so that a few failures after many successes are a small share of them. They
+    are known of as many keys without a breaker as there may be breakers; of more, those that came first are forgotten.
+
     Args:
         options: Of each breaker.
         on_change: Told of every change of state of each.
         limit: The most breakers; 1 to 1,000,000.
 
     Attributes:
-        by_key: The breakers. While it is empty nothing has failed, and successes need not be recorded.
+        by_key: The breakers: what has failed lately.
         open_keys: What is guarded by a breaker that is not closed. While it is empty every call may pass.
         trips: How often any of them has opened.
         unguarded: Failures that found the table full of open breakers.
@@ -51,6 +56,7 @@ class Breakers:
         self._on_change = on_change
         self._limit = limit
         self.by_key: dict[BreakerKey, CircuitBreaker] = {}  # in the order of their last failures
+        self._calm: dict[BreakerKey, Window] = {}  # of what has no breaker
         self.open_keys: set[BreakerKey] = set()
         self.trips = 0
         self.unguarded = 0
@@ -61,10 +67,15 @@ class Breakers:
         return ORDINARY if breaker is None else breaker.allow(now)
 
     def succeeded(self, key: BreakerKey, now: float, count: int = 1) -> None:
-        """Count successes; without a breaker there is nothing to count them in."""
+        """Count successes."""
         breaker = self.by_key.get(key)
-        if breaker is not None:
-            breaker.record(now, count, 0)
+        window = self._calm.get(key) if breaker is None else breaker.window
+        if window is None:
+            window = Window(self._options.window, self._options.buckets, now)
+            self._keep(key, window)
+        if now >= window.ends:
+            window.advance(now)
+        window.total_successes += count
 
     def failed(self, key: BreakerKey, now: float, count: int = 1, *, admitted: float = math.inf) -> None:
         """Count failures; the first one makes the breaker.
@@ -80,7 +91,8 @@ class Breakers:
             if len(self.by_key) >= self._limit and not self._make_room(now):
                 self.unguarded += count
                 return
-            breaker = CircuitBreaker(self._options, now, key=key, on_change=self._changed)
+            known = self._calm.pop(key, None)
+            breaker = CircuitBreaker(self._options, now, key=key, on_change=self._changed, window=known)
         self.by_key[key] = breaker  # last in the order
         breaker.record(now, 0, count, admitted=admitted)
 
@@ -91,13 +103,22 @@ class Breakers:
             breaker.end_probe(probe, now, succeeded=succeeded)
 
     def forget_quiet(self, now: float) -> None:
-        """Drop the breakers that have nothing left to remember; for a look every few seconds."""
+        """Drop what has nothing left to remember; for a look every few seconds."""
         for key in [key for key, breaker in self.by_key.items() if breaker.is_quiet(now)]:
-            del self.by_key[key]
+            self._keep(key, self.by_key.pop(key).window)
+        for key, window in list(self._calm.items()):
+            window.advance(now)
+            if not window.successes:
+                del self._calm[key]
 
     def statistics(self, now: float) -> list[BreakerStatistics]:
         """Return a snapshot of each, in the order of their last failures."""
         return [breaker.snapshot(now) for breaker in self.by_key.values()]
+
+    def _keep(self, key: BreakerKey, window: Window) -> None:
+        if len(self._calm) >= self._limit:
+            del self._calm[next(iter(self._calm))]
+        self._calm[key] = window
 
     def _make_room(self, now: float) -> bool:
         key = next((key for key, breaker in self.by_key.items() if breaker.is_closed), None)

@@ -199,6 +199,7 @@ class CircuitBreaker:
         now: The present instant.
         key: What it guards; for reports.
         on_change: Told of every change of state, after it.
+        window: What is known of earlier results; a new one when None.
 
     Attributes:
         is_closed: Whether all calls may pass: the only thing that a busy caller need look at.
@@ -206,11 +207,12 @@ class CircuitBreaker:
         key: What it guards.
         trips: How often it has opened.
         changed_at: When the state last changed, or when it was made.
+        window: The results of late.
     """
 
     __slots__ = (
         "_closed_at", "_next_probe", "_on_change", "_opens_for", "_options", "_phase_probe", "_probes", "_streak",
-        "_succeeded", "_window", "changed_at", "is_closed", "key", "state", "trips",
+        "_succeeded", "changed_at", "is_closed", "key", "state", "trips", "window",
     )  # fmt: skip
 
     def __init__(
@@ -220,10 +222,11 @@ class CircuitBreaker:
         *,
         key: BreakerKey = (None, None),
         on_change: Callable[[BreakerChange], None] | None = None,
+        window: Window | None = None,
     ) -> None:
         self._options = options
         self._on_change = on_change
-        self._window = Window(options.window, options.buckets, now)
+        self.window = Window(options.window, options.buckets, now) if window is None else window
         self._closed_at = -math.inf  # since when it has been closed again; calls from before are old news
         self._streak = 0  # trips without a whole window closed in between
         self._opens_for = 0.0
@@ -238,7 +241,7 @@ class CircuitBreaker:
         self.changed_at = now
 
     def __repr__(self) -> str:
-        window = self._window
+        window = self.window
         return f"<CircuitBreaker {self.key} {self.state}: {window.failures} failures, {window.successes} successes>"
 
     # -- results -------------------------------------------------------------------------------------------
@@ -257,7 +260,7 @@ class CircuitBreaker:
         """
         if admitted < self._closed_at:
             return
-        window = self._window
+        window = self.window
         if now >= window.ends:
             window.advance(now)
         window.total_successes += successes
@@ -291,7 +294,7 @@ class CircuitBreaker:
             return
         self._succeeded += 1
         if self._succeeded >= self._options.successes:
-            self._window.clear()
+            self.window.clear()
             self._closed_at = now
             self._become(BreakerState.CLOSED, now)
 
@@ -363,7 +366,7 @@ class CircuitBreaker:
         self._probes.clear()
         if self._on_change is not None:
             opens_for = self._opens_for if state is BreakerState.OPEN else 0.0
-            window = self._window
+            window = self.window
             self._on_change(BreakerChange(*self.key, before, state, now, window.successes, window.failures, opens_for))
 
     # -- looking at it -------------------------------------------------------------------------------------
@@ -372,13 +375,13 @@ class CircuitBreaker:
         """Whether nothing would be forgotten with it: closed for a whole window, and no failure in that time."""
         if not self.is_closed or now < self._closed_at + self._options.window:
             return False
-        if now >= self._window.ends:
-            self._window.advance(now)
-        return not self._window.failures
+        if now >= self.window.ends:
+            self.window.advance(now)
+        return not self.window.failures
 
     def snapshot(self, now: float) -> BreakerStatistics:
         """Return where it stands; changes nothing that decides."""
-        window = self._window
+        window = self.window
         if now >= window.ends:
             window.advance(now)
         return BreakerStatistics(

@@ -184,6 +184,10 @@ class BreakersMachine(RuleBasedStateMachine):
         self.breakers.failed(key, self.now, count)
         self._note(key)
 
+    @rule(key=keys, count=st.integers(1, 3))
+    def succeed(self, key: tuple[str, None], count: int) -> None:
+        self.breakers.succeeded(key, self.now, count)
+
     @rule(key=keys)
     def call(self, key: tuple[str, None]) -> None:
         allowed = self.breakers.allow(key, self.now)
@@ -213,6 +217,8 @@ class BreakersMachine(RuleBasedStateMachine):
     def it_is_bounded_and_knows_what_is_open(self) -> None:
         by_key = self.breakers.by_key
         assert len(by_key) <= self.limit
+        assert len(self.breakers._calm) <= self.limit
+        assert not by_key.keys() & self.breakers._calm.keys()
         assert self.breakers.open_keys == {key for key, breaker in by_key.items() if not breaker.is_closed}
 
     @invariant()

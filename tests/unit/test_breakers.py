@@ -58,6 +58,51 @@ def test_successes_count_once_there_is_a_breaker(breakers: Breakers) -> None:
     assert breakers.open_keys == set()
 
 
+def test_a_new_breaker_knows_the_successes_before_the_first_failure(breakers: Breakers) -> None:
+    breakers.succeeded(QUOTE, 0.0, 100)
+    breakers.succeeded(QUOTE, 4.0, 8)
+    breakers.failed(QUOTE, 9.5, 25)
+    (seen,) = breakers.statistics(9.5)
+    assert (seen.successes, seen.failures, seen.trips) == (108, 25, 0)
+    breakers.failed(QUOTE, 10.5)  # the hundred have left the window
+    assert breakers.open_keys == {QUOTE}
+
+
+def test_successes_before_the_window_are_not_known(breakers: Breakers) -> None:
+    breakers.succeeded(QUOTE, 0.0, 100)
+    breakers.failed(QUOTE, 10.0, 2)
+    assert breakers.open_keys == {QUOTE}
+
+
+def test_a_breaker_that_was_forgotten_leaves_its_successes(breakers: Breakers) -> None:
+    breakers.failed(QUOTE, 0.0)
+    breakers.succeeded(QUOTE, 8.0, 8)
+    breakers.forget_quiet(10.0)
+    assert not breakers.by_key
+    breakers.failed(QUOTE, 10.0, 8)
+    (seen,) = breakers.statistics(10.0)
+    assert (seen.successes, seen.failures, seen.trips) == (8, 8, 1)
+
+
+def test_successes_are_kept_of_no_more_than_the_limit_those_that_came_first_go_first(breakers: Breakers) -> None:
+    for key in (QUOTE, OTHER, ("Third", None)):
+        breakers.succeeded(key, 0.0, 8)
+        breakers.succeeded(key, 0.0, 8)
+    assert len(breakers._calm) == 2
+    breakers.failed(QUOTE, 0.0)
+    breakers.failed(OTHER, 0.0)
+    assert [(one.node, one.successes) for one in breakers.statistics(0.0)] == [("n1", 0), ("n2", 16)]
+
+
+def test_successes_that_have_left_the_window_take_no_room(breakers: Breakers) -> None:
+    breakers.succeeded(QUOTE, 0.0)
+    breakers.succeeded(OTHER, 5.0)
+    breakers.forget_quiet(9.0)
+    assert set(breakers._calm) == {QUOTE, OTHER}
+    breakers.forget_quiet(10.0)
+    assert set(breakers._calm) == {OTHER}
+
+
 def test_the_closed_one_that_failed_the_longest_ago_makes_room(breakers: Breakers) -> None:
     breakers.failed(QUOTE, 0.0)
     breakers.failed(OTHER, 1.0)

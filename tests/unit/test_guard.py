@@ -175,6 +175,32 @@ async def test_answers_of_any_kind_outweigh_silence(lane: Lane, start_node: Star
     assert counts(lane, ASK) == (3, 1)
 
 
+async def test_a_burst_of_silence_after_many_answers_opens_nothing(lane: Lane, start_node: StartNode) -> None:
+    node = await start_node("a", in_group=True)
+    for _ in range(10):
+        calls = [lane.send() for _ in range(20)]
+        await eventually(lambda last=calls[-1]: last.id in node.ids)  # type: ignore[misc]
+        node.answer_all(*[(call.id, Status.OK, "done") for call in calls])
+        assert [await call.future for call in calls] == [Ok("done")] * 20
+    assert lane.caller.guard.statistics() == ()  # nothing has failed
+    lost = [lane.send(timeout=PATIENCE, target=("shop", "a")) for _ in range(4 * MIN_CALLS)]
+    for call in lost:
+        assert (await call.future).code == Code.TIMEOUT
+    assert (counts(lane, ASK), counts(lane, (None, "a"))) == ((200, 20), (200, 20))
+    assert lane.caller.guard.held_names() == ()
+
+
+async def test_without_breakers_no_answer_is_counted(url: str, start_node: StartNode) -> None:
+    lane = await Lane(url, None).start()
+    node = await start_node("a", in_group=True)
+    call = lane.send()
+    await eventually(lambda: node.got)
+    node.answer(call.id)
+    assert await call.future == Ok("done")
+    assert not lane.caller.guard._breakers._calm
+    await lane.stop()
+
+
 async def test_each_answer_of_a_batch_counts_for_its_own_type(lane: Lane, start_node: StartNode) -> None:
     node = await start_node("a", in_group=True)
     await lane.send(timeout=PATIENCE / 2).future
