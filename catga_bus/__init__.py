@@ -36,7 +36,7 @@ from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
 from catga_bus.pipeline import CallNext, Result
 from catga_bus.resilience.bulkhead import Bulkhead
-from catga_bus.resilience.circuit_breaker import BreakerOptions
+from catga_bus.resilience.circuit_breaker import BreakerChange, BreakerOptions, BreakerState
 from catga_bus.resilience.rate_limiter import RateLimiter
 from catga_bus.result import Err, Ok
 from catga_bus.version import __version__
@@ -45,7 +45,9 @@ __all__ = [
     "AuthenticationError",
     "BlockingBus",
     "BlockingContext",
+    "BreakerChange",
     "BreakerOptions",
+    "BreakerState",
     "Bulkhead",
     "Bus",
     "BusConfig",

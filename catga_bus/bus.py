@@ -32,6 +32,7 @@ from catga_bus.ids import new_node_id
 from catga_bus.messages import Command, Event, Request, options_of
 from catga_bus.node import BusStatistics, ConnectionEvents, Node
 from catga_bus.pipeline import compose
+from catga_bus.resilience.circuit_breaker import BreakerChange
 from catga_bus.result import Err, Ok
 from catga_bus.signals import Signals
 from catga_bus.transport.base import Transport
@@ -506,9 +507,24 @@ class Bus(Router):
             BusStateError: The bus is not started, closed, or was started before a fork.
             ConfigurationError: `max_pending` is below 1.
         """
-        if max_pending < 1:
-            raise ConfigurationError(f"max_pending must be a number of changes, at least 1, got {max_pending!r}")
-        return self._open().directory.watch(max_pending)
+        return self._open().directory.watch(_checked_pending(max_pending))
+
+    def watch_breakers(self, *, max_pending: int = 1_000) -> AsyncIterator[BreakerChange]:
+        """Return the changes of the circuit breakers of this bus's calls: `async for change in bus.watch_breakers()`.
+
+        It begins with the last change of every breaker that is not closed, and ends when the bus is closed.
+        `statistics()` has the counts.
+
+        Args:
+            max_pending: How many changes may wait for a slow watcher. Over it they are dropped, and the watcher gets
+                one whose `missed` is their number, then the last change of every breaker that is not closed by then.
+                At least 1.
+
+        Raises:
+            BusStateError: The bus is not started, closed, or was started before a fork.
+            ConfigurationError: `max_pending` is below 1.
+        """
+        return self._open().caller.guard.watch(_checked_pending(max_pending))
 
     def statistics(self) -> BusStatistics:
         """Return a snapshot of what the bus has done since its start."""
@@ -701,6 +717,12 @@ class _OutgoingRequest(Outgoing, frozen=True):
 
 _HOPELESS = (Code.INVALID_MESSAGE, Code.TOO_LARGE)  # a message meets the same end every time
 _MAX_TIMEOUT = 31_536_000  # a year
+
+
+def _checked_pending(max_pending: int) -> int:
+    if max_pending < 1:
+        raise ConfigurationError(f"max_pending must be a number of changes, at least 1, got {max_pending!r}")
+    return max_pending
 
 
 def _checked_urls(url: str | None) -> tuple[str, ...]:

@@ -147,6 +147,7 @@ class Caller:
             sent = progress.phase in (Phase.SENT, Phase.ACCEPTED) or progress.maybe_ran
             outcome = Outcome.UNKNOWN if sent else Outcome.NOT_RUN
             self._end(call, Verdict(Code.DISCONNECTED, outcome, "the bus was closed before an answer came"))
+        self.guard.close()
         if self._timer is not None:
             self._timer.cancel()
         self._unsent.clear()
@@ -165,6 +166,7 @@ class Caller:
             asked=self._queries.asked,
             cancels=self._queries.cancels,
             trips=self.guard.trips,
+            held_back=self.guard.held_back,
             late_answers=self._late,
             rejected=self._rejected,
         )

@@ -170,6 +170,9 @@ class CallerStatistics(msgspec.Struct, frozen=True):
     trips: int
     """Times that a circuit breaker has opened."""
 
+    held_back: int
+    """Calls that an open circuit breaker did not let through; `calls` are without them."""
+
     late_answers: int
     """Answers to calls that had ended."""
 

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Collection
+from weakref import WeakSet
 
 import msgspec
 
@@ -17,10 +18,12 @@ from catga_bus.resilience.circuit_breaker import (
     BreakerChange,
     BreakerKey,
     BreakerOptions,
+    BreakerState,
     BreakerStatistics,
     Probes,
 )
 from catga_bus.result import Err
+from catga_bus.watching import Watcher
 
 log = logging.getLogger("catga_bus.requests")
 
@@ -54,20 +57,43 @@ class Guard:
     Attributes:
         is_on: Whether there are breakers, so that answers are to be counted.
         held: What is held back or being probed; while it is empty every call may go. All that the hot path looks at.
+        held_back: Calls that were refused because a breaker was open.
     """
 
     def __init__(self, options: BreakerOptions | None, peers: Peers, clock: Clock) -> None:
         self.is_on = options is not None
-        self._breakers = Breakers(options or BreakerOptions(), on_change=_log_change)
+        self._breakers = Breakers(options or BreakerOptions(), on_change=self._changed)
         self._peers = peers
         self._clock = clock
         self._quiet_at = -math.inf
+        self._watchers: WeakSet[Watcher[BreakerChange]] = WeakSet()
+        self.held_back = 0
         self.held: Collection[BreakerKey] = self._breakers.open_keys
 
     @property
     def trips(self) -> int:
         """How often a breaker has opened."""
         return self._breakers.trips
+
+    def watch(self, max_pending: int) -> Watcher[BreakerChange]:
+        """Return an iterator of changes that begins with the last one of each breaker that is not closed."""
+        watcher = Watcher(self._breakers.last_changes, self._missed, max_pending)
+        self._watchers.add(watcher)
+        return watcher
+
+    def close(self) -> None:
+        """Let those who watch come to their end."""
+        for watcher in list(self._watchers):
+            watcher.end()
+
+    def _missed(self, count: int) -> BreakerChange:
+        closed = BreakerState.CLOSED
+        return BreakerChange(None, None, closed, closed, self._clock(), 0, 0, 0.0, count)
+
+    def _changed(self, change: BreakerChange) -> None:
+        _log_change(change)
+        for watcher in list(self._watchers):
+            watcher.push(change)
 
     def statistics(self) -> tuple[BreakerStatistics, ...]:
         """Return a snapshot of each breaker that has something to remember."""
@@ -121,6 +147,7 @@ class Guard:
             return
         probe = self._breakers.allow(key, now)
         if probe is None:
+            self.held_back += 1
             text = f"{what} are held back, because too many have failed lately"
             raise CircuitOpenError(text, outcome=Outcome.NOT_RUN, retryable=True)
         if probe != ORDINARY:

@@ -115,6 +115,11 @@ class Breakers:
         """Return a snapshot of each, in the order of their last failures."""
         return [breaker.snapshot(now) for breaker in self.by_key.values()]
 
+    def last_changes(self) -> list[BreakerChange]:
+        """Return the last change of each that is not closed."""
+        changes = [breaker.last_change for breaker in self.by_key.values() if not breaker.is_closed]
+        return [change for change in changes if change is not None]
+
     def _keep(self, key: BreakerKey, window: Window) -> None:
         if len(self._calm) >= self._limit:
             del self._calm[next(iter(self._calm))]
@@ -127,8 +132,8 @@ class Breakers:
             key = min(ready, key=lambda one: self.by_key[one].half_open_at, default=None)
         if key is None:
             return False
+        self.by_key[key].give_up(now)
         del self.by_key[key]
-        self.open_keys.discard(key)
         return True
 
     def _changed(self, change: BreakerChange) -> None:

@@ -98,7 +98,8 @@ class BreakerChange(msgspec.Struct, frozen=True):
     """The request type that it guards, or None if it guards a node as a whole."""
 
     node: str | None
-    """The node that it guards, or None if it guards a type wherever it runs."""
+    """The node that it guards, or None if it guards a type wherever it runs. Both are None only if `missed` is not
+    0."""
 
     before: BreakerState
     after: BreakerState
@@ -113,6 +114,10 @@ class BreakerChange(msgspec.Struct, frozen=True):
 
     open_seconds: float
     """How long it stays open now; 0 unless it does."""
+
+    missed: int = 0
+    """How many changes were left out because the watcher was too slow. Unless it is 0, this says nothing of any
+    breaker, and the last change of each one that is not closed by then follows."""
 
 
 class BreakerStatistics(msgspec.Struct, frozen=True):
@@ -207,12 +212,13 @@ class CircuitBreaker:
         key: What it guards.
         trips: How often it has opened.
         changed_at: When the state last changed, or when it was made.
+        last_change: What it has last told; None while it has been closed all the time.
         window: The results of late.
     """
 
     __slots__ = (
         "_closed_at", "_next_probe", "_on_change", "_opens_for", "_options", "_phase_probe", "_probes", "_streak",
-        "_succeeded", "changed_at", "is_closed", "key", "state", "trips", "window",
+        "_succeeded", "changed_at", "is_closed", "key", "last_change", "state", "trips", "window",
     )  # fmt: skip
 
     def __init__(
@@ -239,6 +245,7 @@ class CircuitBreaker:
         self.is_closed = True
         self.trips = 0
         self.changed_at = now
+        self.last_change: BreakerChange | None = None
 
     def __repr__(self) -> str:
         window = self.window
@@ -359,15 +366,21 @@ class CircuitBreaker:
         self.trips += 1
         self._become(BreakerState.OPEN, now)
 
+    def give_up(self, now: float) -> None:
+        """Let everything pass, because its place is needed for another one."""
+        if not self.is_closed:
+            self._become(BreakerState.CLOSED, now)
+
     def _become(self, state: BreakerState, now: float) -> None:
         before, self.state = self.state, state
         self.is_closed = state is BreakerState.CLOSED
         self.changed_at = now
         self._probes.clear()
+        opens_for, window = self._opens_for if state is BreakerState.OPEN else 0.0, self.window
+        change = BreakerChange(*self.key, before, state, now, window.successes, window.failures, opens_for)
+        self.last_change = change
         if self._on_change is not None:
-            opens_for = self._opens_for if state is BreakerState.OPEN else 0.0
-            window = self.window
-            self._on_change(BreakerChange(*self.key, before, state, now, window.successes, window.failures, opens_for))
+            self._on_change(change)
 
     # -- looking at it -------------------------------------------------------------------------------------
 

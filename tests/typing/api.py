@@ -12,7 +12,9 @@ import msgspec
 from catga_bus import (
     BlockingBus,
     BlockingContext,
+    BreakerChange,
     BreakerOptions,
+    BreakerState,
     Bulkhead,
     Bus,
     CallError,
@@ -120,6 +122,15 @@ async def nodes_are_known() -> None:
         assert_type(change.node, NodeInfo | None)
         assert_type(change.missed, int)
     assert_type(bus.statistics().nodes.deaths, int)
+
+
+async def breakers_tell_what_changes() -> None:
+    async for change in bus.watch_breakers(max_pending=10):
+        assert_type(change, BreakerChange)
+        assert_type(change.after, BreakerState)
+        assert_type(change.node, str | None)
+        assert_type(change.missed, int)
+    assert_type(bus.statistics().calls.held_back, int)
 
 
 async def requests_go_where_they_fit() -> None:

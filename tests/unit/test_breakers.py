@@ -123,6 +123,24 @@ def test_one_that_has_to_stay_open_is_not_given_up(breakers: Breakers) -> None:
     assert breakers.open_keys == {OTHER}
 
 
+def test_that_one_was_given_up_while_it_was_not_closed_is_told(
+    breakers: Breakers, changes: list[BreakerChange]
+) -> None:
+    breakers.failed(QUOTE, 0.0, 2)
+    breakers.failed(OTHER, 0.5, 2)
+    breakers.failed(("Third", None), 1.25)
+    (change,) = [one for one in changes if one.after is BreakerState.CLOSED]
+    assert (change.type_name, change.node, change.before, change.at) == ("Quote", "n1", BreakerState.OPEN, 1.25)
+    assert [(one.node, one.after) for one in breakers.last_changes()] == [("n2", BreakerState.OPEN)]
+    assert breakers.trips == 2
+
+
+def test_a_closed_one_that_is_given_up_is_no_news(breakers: Breakers, changes: list[BreakerChange]) -> None:
+    for key in (QUOTE, OTHER, ("Third", None)):
+        breakers.failed(key, 0.0)
+    assert changes == []
+
+
 def test_a_breaker_without_failures_in_its_window_is_forgotten(breakers: Breakers) -> None:
     breakers.failed(QUOTE, 0.0)
     breakers.failed(OTHER, 0.0, 2)

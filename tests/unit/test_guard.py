@@ -1,17 +1,26 @@
 """The breakers of a caller: what counts for and against a request type and a node, and whose answer closes what."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from catga_bus import Bus, Err, Ok, Request
+from catga_bus import (
+    BreakerOptions,
+    BreakerState,
+    Bus,
+    BusStateError,
+    ConfigurationError,
+    Err,
+    Ok,
+    Request,
+)
 from catga_bus.clock import monotonic
-from catga_bus.errors import Code, Outcome
+from catga_bus.errors import CircuitOpenError, Code, Outcome
 from catga_bus.requests import attempts
 from catga_bus.requests.attempts import Phase
-from catga_bus.resilience.circuit_breaker import BreakerOptions, BreakerState
 from catga_bus.testing import eventually
 from catga_bus.wire import Fault, Status
 from tests.unit.lane import PATIENCE, AskOnce, FakeNode, Lane
@@ -414,3 +423,83 @@ async def test_a_probe_that_nobody_waits_for_any_more_gives_its_slot_back(lane: 
     lane.caller.forget(await probe(lane, tried))
     assert state(lane, (None, "a")) is BreakerState.HALF_OPEN
     assert len(lane.send().probes) == 1
+
+
+# -- who is told -----------------------------------------------------------------------------------------------
+
+
+async def test_who_watches_is_told_of_each_change_until_the_bus_is_closed(url: str, client: Bus) -> None:
+    told: list[tuple[str | None, str | None, str, str]] = []
+
+    async def watch() -> None:
+        async for change in client.watch_breakers():
+            assert change.missed == 0
+            told.append((change.type_name, change.node, str(change.before), str(change.after)))
+
+    watching = asyncio.create_task(watch())
+    async with shop(url, "s1"):
+        await eventually(lambda: len(client.nodes()) == 2)
+        trip(client, "s1")
+        await eventually(lambda: told)
+        assert told == [(None, "s1", "closed", "open")]
+        assert [await client.send(Quote(), timeout=2.0) for _ in range(3)] == [Ok("s1")] * 3
+    await client.close()
+    await watching
+    assert told[1:] == [(None, "s1", "open", "half_open"), (None, "s1", "half_open", "closed")]
+
+
+async def test_watching_begins_with_the_breakers_that_are_not_closed(lane: Lane) -> None:
+    open_breaker(lane, ASK)
+    open_breaker(lane, (None, "a"))
+    lane.send()
+    lane.caller.guard._breakers.failed(ASK_ONCE, monotonic())  # closed
+    watcher = lane.caller.guard.watch(10)
+    seen = [await anext(watcher) for _ in range(2)]
+    assert [(one.type_name, one.node, one.after) for one in seen] == [
+        ("Ask", None, BreakerState.HALF_OPEN),
+        (None, "a", BreakerState.OPEN),
+    ]
+    open_breaker(lane, ASK_ONCE)
+    assert (await anext(watcher)).type_name == "AskOnce"
+
+
+async def test_a_watcher_that_never_reads_is_bounded_and_told_what_it_missed(lane: Lane) -> None:
+    watcher = lane.caller.guard.watch(3)
+    for number in range(10):
+        open_breaker(lane, (None, f"n{number}"))
+        lane.caller.guard._breakers.allow((None, f"n{number}"), monotonic())
+        if number:
+            lane.caller.guard._breakers.end_probe((None, f"n{number}"), 1, monotonic(), succeeded=True)
+    assert len(watcher._queue) <= 3
+    missed = await anext(watcher)
+    assert (missed.missed, missed.type_name, missed.node) == (29, None, None)
+    present = await anext(watcher)
+    assert (present.node, present.after, present.missed) == ("n0", BreakerState.HALF_OPEN, 0)
+    await lane.caller.close()
+    assert [change async for change in watcher] == []
+
+
+async def test_a_watcher_that_is_dropped_is_forgotten(lane: Lane) -> None:
+    watcher = lane.caller.guard.watch(3)
+    assert len(lane.caller.guard._watchers) == 1
+    del watcher
+    assert len(lane.caller.guard._watchers) == 0
+
+
+async def test_who_would_watch_needs_a_bus_that_is_started_and_room_for_a_change(client: Bus) -> None:
+    with pytest.raises(BusStateError, match="not started"):
+        Bus("shop", url="memory://none").watch_breakers()
+    with pytest.raises(ConfigurationError, match="max_pending must be a number of changes, at least 1, got 0"):
+        client.watch_breakers(max_pending=0)
+
+
+async def test_calls_that_were_held_back_are_counted(lane: Lane) -> None:
+    assert lane.caller.statistics().held_back == 0
+    lane.caller.guard._breakers.failed(ASK, monotonic(), MIN_CALLS)
+    for _ in range(3):
+        with pytest.raises(CircuitOpenError):
+            lane.send()
+    assert lane.caller.statistics().held_back == 3
+    assert lane.send(AskOnce())
+    assert lane.caller.statistics().held_back == 3
+    assert lane.caller.statistics().calls == 1
