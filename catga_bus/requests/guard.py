@@ -101,7 +101,7 @@ class Guard:
 
     def held_nodes(self) -> tuple[str, ...]:
         """Return the ids of the nodes that calls are kept from."""
-        return tuple(node for type_name, node in self.held if type_name is None and node is not None)
+        return tuple(node for _, node in self.held if node is not None)
 
     def held_names(self) -> tuple[str, ...]:
         """Return the types and nodes whose breaker is not closed."""

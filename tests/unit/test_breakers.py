@@ -68,6 +68,13 @@ def test_a_new_breaker_knows_the_successes_before_the_first_failure(breakers: Br
     assert breakers.open_keys == {QUOTE}
 
 
+def test_successes_count_for_the_bucket_in_which_they_come(breakers: Breakers) -> None:
+    breakers.succeeded(QUOTE, 0.0)
+    breakers.succeeded(QUOTE, 1.0, 8)  # the second bucket begins
+    breakers.failed(QUOTE, 10.5)
+    assert breakers.statistics(10.5)[0].successes == 8
+
+
 def test_successes_before_the_window_are_not_known(breakers: Breakers) -> None:
     breakers.succeeded(QUOTE, 0.0, 100)
     breakers.failed(QUOTE, 10.0, 2)

@@ -89,6 +89,13 @@ def test_failures_that_have_left_the_window_do_not_count() -> None:
     assert not watched.breaker.is_closed
 
 
+def test_a_result_belongs_to_the_bucket_that_begins_as_it_comes() -> None:
+    watched = Watched()
+    watched.breaker.record(1.0, 0, 3)
+    watched.breaker.record(10.5, 0, 1)  # the bucket of 0 to 1 is forgotten, that of 1 to 2 is not
+    assert not watched.breaker.is_closed
+
+
 # -- open ------------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,8 @@ from catga_bus.clock import monotonic
 from catga_bus.errors import CircuitOpenError, Code, Outcome
 from catga_bus.requests import attempts
 from catga_bus.requests.attempts import Phase
+from catga_bus.requests.guard import Guard
+from catga_bus.requests.peers import NoPeers
 from catga_bus.testing import eventually
 from catga_bus.wire import Fault, Status
 from tests.unit.lane import PATIENCE, AskOnce, FakeNode, Lane
@@ -207,6 +209,10 @@ async def test_without_breakers_no_answer_is_counted(url: str, start_node: Start
     node.answer(call.id)
     assert await call.future == Ok("done")
     assert not lane.caller.guard._breakers._calm
+    for _ in range(40):
+        lost = lane.send(timeout=PATIENCE / 2, target=("shop", "a"))
+    assert (await lost.future).code == Code.TIMEOUT
+    assert lane.caller.guard.statistics() == ()
     await lane.stop()
 
 
@@ -273,6 +279,79 @@ async def test_a_node_that_has_a_call_and_leaves_questions_about_it_unanswered_c
     assert len(node.asked) >= attempts.MAX_ASKED
     assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
     assert (counts(lane, ASK_ONCE), counts(lane, (None, "a"))) == ((0, 1), (0, 1))
+
+
+@pytest.mark.parametrize(("asked", "failures"), [(attempts.MAX_ASKED - 1, 0), (attempts.MAX_ASKED, 1)])
+async def test_a_question_may_be_lost(lane: Lane, start_node: StartNode, asked: int, failures: int) -> None:
+    node = await start_node("a", in_group=True)
+    call = await accepted(lane, node, AskOnce(), timeout=PATIENCE)
+    call.trouble().asked = asked
+    assert (await call.future).code == Code.TIMEOUT
+    assert (counts(lane, ASK_ONCE), counts(lane, (None, "a"))) == ((0, failures), (0, failures))
+
+
+async def test_two_nodes_that_died_with_a_call_count_once_each_and_so_does_its_type(
+    lane: Lane, start_node: StartNode
+) -> None:
+    first, second = await start_node("a"), await start_node("b")
+    lane.view.live, lane.view.troubled = ["a", "b"], frozenset({"Ask"})
+    call = lane.send()
+    await eventually(lambda: first.got)
+    lane.caller.node_died("a", TYPES)
+    await eventually(lambda: second.got)
+    lane.caller.node_died("b", TYPES)
+    assert (await call.future).code == Code.HANDLER_ERROR
+    assert counts(lane, ASK) == (0, 1)
+    assert (counts(lane, (None, "a")), counts(lane, (None, "b"))) == ((0, 1), (0, 1))
+
+
+async def test_a_call_that_waits_for_another_attempt_after_a_silence_counts_for_its_type(
+    lane: Lane, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "RETRY_DELAY", 60.0)
+    await start_node("silent", in_group=True)
+    busy = await start_node("b")
+    lane.view.live = ["b"]
+    call = lane.send(timeout=PATIENCE * 5)
+    await eventually(lambda: busy.got)
+    busy.answer(call.id, status=Status.BUSY)
+    result = await call.future
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert counts(lane, ASK) == (1, 1)  # that a node is busy is a sign of life
+    assert counts(lane, (None, "b")) == (0, 0)
+
+
+async def test_a_call_that_nodes_were_too_busy_for_after_a_silence_counts_for_the_silent_node_only(
+    lane: Lane, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "RETRY_DELAY", 0.01)
+    await start_node("a")
+    busy, other = await start_node("b"), await start_node("c")
+    lane.view.live, lane.view.troubled = ["a", "b", "c"], frozenset({"Ask"})
+    call = lane.send()
+    for node in (busy, other):
+        await eventually(lambda one=node: one.got)  # type: ignore[misc]
+        node.answer(call.id, status=Status.BUSY)
+    result = await call.future
+    assert (result.code, result.outcome) == (Code.OVERLOADED, Outcome.UNKNOWN)
+    assert counts(lane, ASK) == (0, 0)
+    assert [one.node for one in lane.caller.guard.statistics()] == ["a"]
+
+
+async def test_a_call_that_waits_for_another_attempt_after_a_lost_connection_is_no_failure(
+    lane: Lane, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "RETRY_DELAY", 60.0)
+    node = await start_node("a")
+    call = lane.send(target=("shop", "a"), timeout=PATIENCE * 4)
+    await eventually(lambda: node.got)
+    attempts.after_disconnect(call.trouble())
+    lane.caller.reconnected()
+    await eventually(lambda: len(node.got) == 2)
+    node.answer(call.id, status=Status.BUSY)
+    result = await call.future
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert lane.caller.guard.statistics() == ()
 
 
 async def test_a_node_that_died_with_a_call_counts_once_for_its_type_and_once_for_itself(
@@ -363,6 +442,7 @@ async def test_a_probe_that_another_node_answers_after_a_silence_opens_the_break
     other.answer(call.id)
     assert await call.future == Ok("done")
     assert state(lane, (None, "a")) is BreakerState.OPEN
+    assert counts(lane, (None, "a")) == (0, 0)  # as a probe only
 
 
 async def test_a_probe_that_its_node_answers_closes_the_breaker_whatever_the_answer_is(
@@ -425,6 +505,69 @@ async def test_a_probe_that_nobody_waits_for_any_more_gives_its_slot_back(lane: 
     assert len(lane.send().probes) == 1
 
 
+# -- what is held back -----------------------------------------------------------------------------------------
+
+
+def hold(lane: Lane, key: tuple[str | None, str | None]) -> None:
+    """Open a breaker that stays open."""
+    lane.caller.guard._breakers.failed(key, monotonic(), MIN_CALLS)
+
+
+async def test_a_call_that_only_a_held_node_fits_is_held_back(lane: Lane) -> None:
+    hold(lane, (None, "a"))
+    lane.view.live = ["a", "b"]
+    fits = {"target": ("shop", "a"), "choice": lambda node: node.id == "a"}
+    with pytest.raises(CircuitOpenError, match="calls to node a are held back"):
+        lane.send(**fits)
+    open_breaker(lane, ASK)
+    with pytest.raises(CircuitOpenError, match="calls to node a are held back"):
+        lane.send(**fits)
+    assert lane.send().probes[0][0] == ASK  # the one before gave its slot back
+
+
+async def test_a_call_that_others_fit_goes_to_one_of_them(lane: Lane, start_node: StartNode) -> None:
+    other = await start_node("b")
+    hold(lane, (None, "a"))
+    lane.view.live = ["a", "b"]
+    calls = [lane.send(), lane.send(target=("shop", "a"), choice=lambda node: True)]
+    await eventually(lambda: len(other.got) == 2)
+    assert [call.probes for call in calls] == [(), ()]
+
+
+async def test_a_call_that_no_live_node_fits_is_not_held_back(lane: Lane) -> None:
+    hold(lane, (None, "a"))
+    lane.view.live = ["a"]
+    call = lane.send(target=("shop", "b"), choice=lambda node: node.id == "b")
+    assert (call.node, call.probes) == ("b", ())
+
+
+async def test_the_queue_group_gets_what_no_other_node_can_take(lane: Lane, start_node: StartNode) -> None:
+    group = await start_node("group", in_group=True)
+    hold(lane, (None, "a"))
+    lane.view.live = ["a"]
+    lane.send()
+    await eventually(lambda: group.got)
+
+
+async def test_what_is_held_is_named_for_people(lane: Lane) -> None:
+    hold(lane, (None, "n1"))
+    hold(lane, ASK)
+    assert lane.caller.guard.held_names() == ("Ask", "n1")
+    assert lane.caller.guard.held_nodes() == ("n1",)
+
+
+def test_what_has_nothing_left_to_remember_is_forgotten_every_few_seconds() -> None:
+    now = [0.0]
+    guard = Guard(BreakerOptions(window=1.0), NoPeers(), lambda: now[0])
+    guard.answered("Quote", "n1", 1)
+    guard._breakers.failed(ASK, 0.0)
+    seen = []
+    for now[0] in (1.0, 4.9, 5.0):
+        guard.answered("Quote", "n1", 1)
+        seen.append(len(guard.statistics()))
+    assert seen == [1, 1, 0]
+
+
 # -- who is told -----------------------------------------------------------------------------------------------
 
 
@@ -477,6 +620,18 @@ async def test_a_watcher_that_never_reads_is_bounded_and_told_what_it_missed(lan
     assert (present.node, present.after, present.missed) == ("n0", BreakerState.HALF_OPEN, 0)
     await lane.caller.close()
     assert [change async for change in watcher] == []
+
+
+async def test_changes_are_logged_and_a_trip_as_a_warning(lane: Lane, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "catga_bus.requests")
+    open_breaker(lane, ASK)
+    open_breaker(lane, (None, "a"))
+    lane.send()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "breaker of calls of Ask: open, was closed"),
+        ("WARNING", "breaker of calls to node a: open, was closed"),
+        ("INFO", "breaker of calls of Ask: half_open, was open"),
+    ]
 
 
 async def test_a_watcher_that_is_dropped_is_forgotten(lane: Lane) -> None:
