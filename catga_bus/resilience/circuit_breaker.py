@@ -7,8 +7,8 @@
 It decides about calls that have not been made. Those in flight when it trips go on, and their results are taken: they
 count in the window, but never as probes.
 
-What counts as a failure is for the caller to say: no answer, a lost connection, a refusal as overloaded; never a
-business answer, which shows that all is well.
+What counts as a failure is for the caller to say: silence, or the death of what was asked; never an answer, whatever it
+says, which shows that all is well.
 
 Source:
     M. Nygard, "Release It!" (2007), for the pattern. Window, share of failures and least number of calls are the
@@ -376,7 +376,8 @@ class CircuitBreaker:
         self.is_closed = state is BreakerState.CLOSED
         self.changed_at = now
         self._probes.clear()
-        opens_for, window = self._opens_for if state is BreakerState.OPEN else 0.0, self.window
+        opens_for = self._opens_for if state is BreakerState.OPEN else 0.0
+        window = self.window
         change = BreakerChange(*self.key, before, state, now, window.successes, window.failures, opens_for)
         self.last_change = change
         if self._on_change is not None:
