@@ -291,7 +291,8 @@ class Caller:
                 self._late += 1
                 continue
             if call.route is not route:
-                self._count_answers(route, batch.head.sender, answered)
+                if route is not None:
+                    self._count_answers(route, batch.head.sender, answered)
                 route, answered = call.route, 0
             answered += 1
             if frame.status != ok_status:
@@ -315,8 +316,8 @@ class Caller:
             route.lane.limit = grain(route.handler_seconds, len(self._pending), self._coalescer.max_frames)
             self._count_answers(route, batch.head.sender, answered)
 
-    def _count_answers(self, route: Route | None, node: str, count: int) -> None:
-        if count and route is not None and self.guard.is_on:
+    def _count_answers(self, route: Route, node: str, count: int) -> None:
+        if count and self.guard.is_on:
             self.guard.answered(route.type_name, node, count)
 
     def _is_about_a_batch(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> bool:

@@ -68,7 +68,7 @@ class Breakers:
 
     def succeeded(self, key: BreakerKey, now: float, count: int = 1) -> None:
         """Count successes."""
-        breaker = self.by_key.get(key)
+        breaker = self.by_key.get(key) if self.by_key else None  # mostly there is none, and this comes with each batch
         window = self._calm.get(key) if breaker is None else breaker.window
         if window is None:
             window = Window(self._options.window, self._options.buckets, now)

@@ -525,6 +525,18 @@ async def test_a_call_that_only_a_held_node_fits_is_held_back(lane: Lane) -> Non
     assert lane.send().probes[0][0] == ASK  # the one before gave its slot back
 
 
+async def test_a_call_to_a_held_node_by_its_name_is_held_back_and_may_be_made_again(
+    lane: Lane, start_node: StartNode
+) -> None:
+    node = await start_node("a")
+    hold(lane, (None, "a"))
+    with pytest.raises(CircuitOpenError, match="calls to node a are held back") as caught:
+        lane.send(target=("shop", "a"))
+    assert (caught.value.outcome, caught.value.retryable) == (Outcome.NOT_RUN, True)
+    assert node.got == []
+    assert lane.send(target=("shop", "b")).node == "b"
+
+
 async def test_a_call_that_others_fit_goes_to_one_of_them(lane: Lane, start_node: StartNode) -> None:
     other = await start_node("b")
     hold(lane, (None, "a"))
