@@ -290,12 +290,15 @@ class Responder:
             else:
                 young[message_id] = delivery
         if again is not None:
-            # Before a handler runs, which may be one that kills its process: the caller has waited or lost a node.
-            self._tell_accepted(inbox, again)
-            self._transport.push()
+            self._tell_at_once(inbox, again)
         if not arrivals.is_watched:
             arrivals.watch()
         self._dispatcher.wake()
+
+    def _tell_at_once(self, inbox: str, ids: list[str]) -> None:
+        """Tell of a later attempt before a handler runs, which may be one that kills its process."""
+        self._tell_accepted(inbox, ids)
+        self._transport.push()
 
     def _after_gap(self, now: float) -> None:
         """Take what comes now as old: the loop stood still, or the connection brought nothing."""
