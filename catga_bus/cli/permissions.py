@@ -137,8 +137,13 @@ def _every_bus(use: Use, names: Names) -> list[Need]:
 
 
 def _answers(purpose: str, *, is_response: bool) -> Need:
-    """Return the need to write to inboxes, tried on one that nobody has."""
-    return Need("publish", "_INBOX.catga-doctor", purpose, rule="_INBOX.>", is_response=is_response)
+    """Return the need to write to inboxes, tried on one that nobody has.
+
+    It looks as those of users of their own do, `_INBOX.<user>.<random>.<number>.<number>`: who may write to no others
+    answers no requests, but pings.
+    """
+    subject = "_INBOX.catga-doctor.0.0.0" if is_response else "_INBOX.catga-doctor"
+    return Need("publish", subject, purpose, rule="_INBOX.>", is_response=is_response)
 
 
 def _of_all_nodes(use: Use, names: Names) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from catga_bus import AuthenticationError, Bus, Code, Context, Err, Event, Ok, PermissionDeniedError, Request
+from catga_bus.cluster.beats import BeatWriter, Identity, Report
+from catga_bus.cluster.records import NodeLoad, NodeStatus
 from catga_bus.testing import eventually
 from catga_bus.testing.carrier import Received
 from catga_bus.wire import PREFIX
@@ -233,28 +235,6 @@ async def test_with_allowed_responses_alone_no_batch_is_answered(another: Deploy
             await eventually(lambda: any(subject.startswith("_INBOX.web.") for subject in refused(service)))
 
 
-async def test_a_permission_to_respond_ends(another: Deployment) -> None:
-    """Why a caller's lasts 10 s: here a copy with 0.3 s, and an answer before and one after."""
-    another.edit("users/web.conf", ('expires: "10s"', 'expires: "300ms"'))
-    server = another.server()
-    with another.started(server):
-        async with another.client(server, "web") as node, another.client(server, "operator") as asker:
-            asked, answers = Received(), Received()
-            await node.transport.subscribe("catga.to.web.n1.>", asked)
-            await asker.transport.subscribe("_INBOX.operator.>", answers)
-            assert await node.denied() == await asker.denied() == []
-            asker.transport.publish("catga.to.web.n1.ping", NOTHING, reply="_INBOX.operator.1")
-            await asked.wait(1)
-            node.transport.publish("_INBOX.operator.1", b"in time")
-            await answers.wait(1)
-            loop = asyncio.get_running_loop()
-            asked_at = loop.time()
-            await eventually(lambda: loop.time() > asked_at + 0.5)
-            node.transport.publish("_INBOX.operator.1", b"late")
-            assert await node.denied() == ["_INBOX.operator.1"]
-            assert answers.payloads == [b"in time"]
-
-
 async def test_every_bus_hears_every_heartbeat_and_every_end(server: NatsServer, deployment: Deployment) -> None:
     users = ("shop", "web", "operator")
     async with AsyncExitStack() as stack:
@@ -291,15 +271,40 @@ async def test_any_bus_may_ping_any_other_and_ask_it_for_its_status(
     async with deployment.client(server, asker) as one, deployment.client(server, asked) as node:
         questions, answers = Received(), Received()
         await node.transport.subscribe(f"catga.to.{asked}.{asked}-1.>", questions)
-        await one.transport.subscribe(f"_INBOX.{asker}.>", answers)
+        inbox = one.transport.new_inbox()
+        await one.transport.subscribe(f"{inbox}.*", answers)
         assert await one.denied() == await node.denied() == []
         for number, verb in enumerate(("ping", "status")):
-            one.transport.publish(f"catga.to.{asked}.{asked}-1.{verb}", NOTHING, reply=f"_INBOX.{asker}.{number}")
+            one.transport.publish(f"catga.to.{asked}.{asked}-1.{verb}", NOTHING, reply=f"{inbox}.{number}")
         await questions.wait(2)
         for _, _, reply, _ in questions.messages:
             node.transport.publish(reply, b"here")
         await answers.wait(2)
         assert await one.denied() == await node.denied() == []
+
+
+async def test_a_caller_may_answer_where_a_bus_asks_whether_it_lives(
+    server: NatsServer, deployment: Deployment
+) -> None:
+    """A real bus asks, on an inbox as it makes them; who answers is a client that sees what is refused."""
+    events = "catga.sys.disconnect"
+    async with (
+        shop(server.url, deployment, disconnect_events=events) as service,
+        deployment.client(server, "web") as one,
+    ):
+        pings = Received()
+        await one.transport.subscribe("catga.to.web.web-1.ping", pings)
+        await one.transport.flush()
+        beat = BeatWriter(Identity("web", "web-1", "1", {}), (1, 1)).write(
+            NodeStatus.ONLINE, Report(), is_ready=True, interval=0.25, stall=0.0, load=NodeLoad(), utc_ms=0
+        )
+        one.transport.publish("catga.nodes.web-1", beat)
+        await eventually(lambda: "web-1" in {node.id for node in service.nodes()})
+        async with deployment.client(server, "web", "catga/web-1"):
+            pass
+        await pings.wait(1)
+        one.transport.publish(pings.messages[0][2], beat)
+        assert await one.denied() == []
 
 
 async def test_an_operator_sees_the_services_and_what_they_say(server: NatsServer, deployment: Deployment) -> None:
@@ -491,19 +496,61 @@ async def test_a_message_that_nobody_should_send_is_refused(
         assert await one.denied() == [subject], why
 
 
-async def test_a_response_goes_only_where_it_was_asked_for(server: NatsServer, deployment: Deployment) -> None:
-    """The permission of a caller to answer a ping is no permission to write to anybody else's inbox."""
-    async with deployment.client(server, "web") as node, deployment.client(server, "operator") as asker:
-        asked = Received()
-        await node.transport.subscribe("catga.to.web.n1.>", asked)
-        await node.transport.flush()
-        asker.transport.publish("catga.to.web.n1.ping", NOTHING, reply="_INBOX.operator.1")
-        await asked.wait(1)
-        for _ in range(5):
-            node.transport.publish("_INBOX.operator.1", b"here")
-        node.transport.publish("_INBOX.operator.2", b"forged")
-        # Four are more than a ping needs; the fifth is refused, and whatever was not asked for.
-        assert await node.denied() == ["_INBOX.operator.1", "_INBOX.operator.2"]
+FORBIDDEN = {
+    "asks what it may not": "catga.rpc.Secret",
+    "asks one node what it may not": "catga.to.shop.shop-1.rpc.Secret",
+    "forges the end of a connection": "catga.sys.disconnect",
+    "makes a stream": "$JS.API.STREAM.CREATE.evil",
+    "asks all services what they are": "$SRV.PING",
+    "forges an answer": "_INBOX.billing.abc.1.a",
+}
+ITSELF = {
+    "shop": ("catga.to.shop.shop-9.ping", "catga.to.shop.shop-9.ping"),
+    "web": ("catga.to.web.web-9.ping", "catga.to.web.web-9.ping"),
+    "operator": ("catga.to.operator.operator-9.ping", "catga.to.operator.operator-9.ping"),
+    "monitor": ("$SYS.REQ.SERVER.PING", "_INBOX.monitor.>"),
+}
+# What each user may send, and where it hears of it: itself, or, of the monitor, the answer of the server.
+
+GRANTS = [
+    (user, what)
+    for user in ITSELF
+    for what in FORBIDDEN
+    if (user, what) not in {("shop", "forges an answer"), ("operator", "asks all services what they are")}
+]
+# A service answers, and an operator asks services, without any such trick.
+
+
+async def grant_oneself(sender: Client, hearer: Client, user: str, subject: str) -> None:
+    """Ask oneself, with a forbidden subject to answer on, and write there: who may respond is then permitted to."""
+    question, where = ITSELF[user]
+    heard = Received()
+    await hearer.transport.subscribe(where, heard)
+    assert await hearer.denied() == []
+    if user == "monitor":
+        sender.transport.publish(question, NOTHING, reply="_INBOX.monitor.1")
+    else:
+        # The server of the one has to know first that the other listens.
+        await eventually(lambda: sender.transport.publish(question, NOTHING) or heard.messages)
+        sender.transport.publish(question, b"grant", reply=subject)
+    await eventually(lambda: heard.payloads and heard.payloads[-1] != NOTHING)
+    hearer.transport.publish(subject, b"abuse")
+
+
+@pytest.mark.parametrize(("user", "what"), GRANTS)
+async def test_nobody_grants_himself_a_subject_by_asking_himself(
+    server: NatsServer, deployment: Deployment, user: str, what: str
+) -> None:
+    subject = FORBIDDEN[what]
+    async with deployment.client(server, user) as one:
+        await grant_oneself(one, one, user, subject)
+        assert await one.denied() == [subject]
+
+
+def test_no_user_may_respond_wherever_he_is_asked() -> None:
+    """With `allow_responses` a user may publish wherever a message that he hears, his own included, wants an answer."""
+    for file in FILES.rglob("*.conf"):
+        assert "allow_responses" not in file.read_text(), file
 
 
 async def test_a_forged_heartbeat_is_not_refused_here(server: NatsServer, deployment: Deployment) -> None:
@@ -653,6 +700,16 @@ async def test_three_servers_carry_a_service_and_outlive_one_of_them(another: De
             await ends.wait(1)  # an event of one server reaches the clients of another
             assert "catga/shop-elsewhere" in {json.loads(one)["client"]["name"] for one in ends.payloads}
             assert refused(first) == refused(second) == refused(caller) == set()
+
+
+@pytest.mark.parametrize("user", ["web", "operator"])
+async def test_nobody_grants_himself_a_subject_through_another_server(another: Deployment, user: str) -> None:
+    servers = another.cluster()
+    with another.started(*servers):
+        await is_whole(another)
+        async with another.client(servers[0], user) as sender, another.client(servers[1], user) as hearer:
+            await grant_oneself(sender, hearer, user, "catga.rpc.Secret")
+            assert await hearer.denied() == ["catga.rpc.Secret"]
 
 
 async def test_a_server_in_lame_duck_mode_loses_no_request(another: Deployment) -> None:

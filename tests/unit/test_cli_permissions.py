@@ -108,6 +108,7 @@ def test_a_client_answers_questions_by_response_or_by_permission() -> None:
     for permissions, level in (
         (Permissions(publish=nothing, responses=Responses(4)), Level.OK),
         (Permissions(publish=Rules(allow=("_INBOX.>",))), Level.OK),
+        (Permissions(publish=Rules(allow=("_INBOX.*.*.*.*",), deny=("_INBOX.*.*.*.a",))), Level.OK),
         (Permissions(publish=nothing), Level.FAILED),
     ):
         (finding,) = check_needs(needs, permissions, [])
