@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from catga_bus.cli.findings import Finding, Level
+from catga_bus.cli.permissions import pings_of
 from catga_bus.cluster.records import NodeStatus
 from catga_bus.wire import Names, token
 
@@ -169,12 +170,18 @@ def _check_reach(nodes: Sequence[NodeFacts], names: Names) -> list[Finding]:
             fix = f"allow publish {names.heartbeats()!r} to its user; its log says what the server refuses"
             findings.append(Finding("heartbeats", Level.FAILED, f"no heartbeat of {whose} is heard", why, fix))
         if node.answers is False and node.status == NodeStatus.ONLINE:
-            own = names.node(node.service, node.node_id).replace(f".{token(node.node_id)}.", ".")
+            own = _own_subjects(node, names)
             why = "one heartbeat that comes late is enough for others to take it for dead"
             fix = f"allow subscribe {own!r} to its user, and to answer, as deploy/nats/users does"
             what = f"{whose} does not answer the question whether it lives"
             findings.append(Finding("answers", Level.WARNING, what, why, fix))
     return findings
+
+
+def _own_subjects(node: NodeFacts, names: Names) -> str:
+    if not node.types:
+        return pings_of(node.service, node.node_id, names)
+    return names.node(node.service, node.node_id).replace(f".{token(node.node_id)}.", ".")
 
 
 def _check_health(nodes: Sequence[NodeFacts]) -> list[Finding]:

@@ -121,14 +121,14 @@ def needs_of(use: Use, names: Names) -> list[Need]:
 
 def _every_bus(use: Use, names: Names) -> list[Need]:
     service, node = use.service, use.node_id
-    own = _of_all_nodes(use, names)
+    ping = names.node_ping(service, node)
     needs = [
         Need("subscribe", f"{use.inbox_prefix}.>", "gets answers"),
-        Need("subscribe", names.node_ping(service, node), "is asked whether it lives", rule=own),
+        Need("subscribe", ping, "is asked whether it lives", rule=pings_of(service, node, names)),
         _answers("says that it lives when it is asked", is_response=True),
         Need("subscribe", names.heartbeats(), "sees other nodes"),
         Need("publish", names.heartbeat(node), "is seen by other nodes", rule=names.heartbeats()),
-        _directed(use, names.node_ping(service, node), "asks whether a node lives"),
+        _directed(use, ping, "asks whether a node lives"),
     ]
     if use.disconnect_events is not None:
         purpose = "learns at once that a node may be gone"
@@ -144,6 +144,11 @@ def _answers(purpose: str, *, is_response: bool) -> Need:
     """
     subject = "_INBOX.catga-doctor.0.0.0" if is_response else "_INBOX.catga-doctor"
     return Need("publish", subject, purpose, rule="_INBOX.>", is_response=is_response)
+
+
+def pings_of(service: str, node_id: str, names: Names) -> str:
+    """Return where nodes of a service are asked whether they live; more of what is sent to them no caller needs."""
+    return names.node_ping(service, node_id).replace(f".{token(node_id)}.ping", ".*.ping")
 
 
 def _of_all_nodes(use: Use, names: Names) -> str:

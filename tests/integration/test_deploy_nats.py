@@ -261,6 +261,8 @@ async def test_every_bus_hears_every_heartbeat_and_every_end(server: NatsServer,
 
 
 ASKERS = ("shop", "web", "operator")
+HEARS = {"shop": ("ping", "status"), "web": ("ping",), "operator": ("ping",)}
+# Which questions each is asked: of what became of a request only who handles some knows anything.
 
 
 @pytest.mark.parametrize("asked", ASKERS)
@@ -270,16 +272,19 @@ async def test_any_bus_may_ping_any_other_and_ask_it_for_its_status(
 ) -> None:
     async with deployment.client(server, asker) as one, deployment.client(server, asked) as node:
         questions, answers = Received(), Received()
-        await node.transport.subscribe(f"catga.to.{asked}.{asked}-1.>", questions)
+        for verb in HEARS[asked]:
+            await node.transport.subscribe(f"catga.to.{asked}.{asked}-1.{verb}", questions)
         inbox = one.transport.new_inbox()
         await one.transport.subscribe(f"{inbox}.*", answers)
         assert await one.denied() == await node.denied() == []
         for number, verb in enumerate(("ping", "status")):
             one.transport.publish(f"catga.to.{asked}.{asked}-1.{verb}", NOTHING, reply=f"{inbox}.{number}")
-        await questions.wait(2)
+        await questions.wait(len(HEARS[asked]))
         for _, _, reply, _ in questions.messages:
             node.transport.publish(reply, b"here")
         await answers.wait(2)
+        unheard = [headers["Status"] for _, _, _, headers in answers.messages if headers]
+        assert unheard == ["503"] * (2 - len(HEARS[asked]))  # said at once, by the server
         assert await one.denied() == await node.denied() == []
 
 
@@ -406,6 +411,9 @@ SUBSCRIBE_ABUSES = [
     ("web", "catga.rpc.Quote", "rpc", "take requests away from the service"),
     ("web", "catga.to.shop.>", "", "read what is meant for a service"),
     ("web", "catga.to.*.*.ping", "", "answer pings of others"),
+    ("web", "catga.to.web.>", "", "be sent requests, having announced that it handles them"),
+    ("web", "catga.to.web.*.rpc.Quote", "", "be sent requests of a type that it only asks"),
+    ("web", "catga.to.web.web-1.status", "", "say what became of requests that it never had"),
     ("web", "catga.tick.Sold", "shop", "take events away from the service"),
     ("web", "$SRV.PING", "", "pretend to be a service"),
     ("web", "$SYS.>", "", "read system events"),
@@ -545,6 +553,49 @@ async def test_nobody_grants_himself_a_subject_by_asking_himself(
     async with deployment.client(server, user) as one:
         await grant_oneself(one, one, user, subject)
         assert await one.denied() == [subject]
+
+
+async def test_a_caller_that_pretends_to_handle_a_type_is_sent_nothing(another: Deployment) -> None:
+    """It announces a node that handles Quote, and answers its pings; requests still go to who may handle them."""
+    another.add_user("till", like="web")
+    server = another.server()
+    with another.started(server):
+        async with (
+            shop(server.url, another) as service,
+            Bus("till", url=server.url, **another.account("till")) as till,
+            another.client(server, "web") as liar,
+        ):
+            beats = BeatWriter(Identity("web", "web-1", "1", {}, types=("Quote",)), (1, 1))
+            sent = Received()
+
+            def beat(subject: str) -> None:
+                payload = beats.write(
+                    NodeStatus.ONLINE,
+                    Report(is_ready=True),
+                    is_ready=True,
+                    interval=0.25,
+                    stall=0.0,
+                    load=NodeLoad(),
+                    utc_ms=0,
+                )
+                liar.transport.publish(subject, payload)
+                liar.transport.push()
+
+            await liar.transport.subscribe("catga.to.web.web-1.ping", lambda _, __, reply, ___: beat(reply))
+            for subject in ("catga.to.web.web-1.>", "catga.to.web.web-1.rpc.Quote", "catga.rpc.Quote"):
+                await liar.transport.subscribe(subject, sent)
+            await liar.transport.flush()
+
+            def is_believed() -> bool:
+                beat("catga.nodes.web-1")
+                return any(node.id == "web-1" and node.types == ("Quote",) for node in till.nodes())
+
+            await eventually(is_believed)
+            for number in range(20):
+                is_believed()  # it goes on beating
+                result = await till.send(Quote(str(number)), where=lambda node: True)
+                assert result == Ok(f"{number} by {service.node_id}")
+            assert sent.messages == []
 
 
 def test_no_user_may_respond_wherever_he_is_asked() -> None:

@@ -273,6 +273,12 @@ def test_a_node_that_lives_and_does_not_answer_is_warned_of(answers: bool | None
     assert all("allow subscribe 'catga.to.shop.>'" in finding.fix for finding in found)
 
 
+def test_a_caller_that_does_not_answer_needs_its_pings_and_no_more() -> None:
+    """With all that is sent to its nodes permitted it could have requests sent there."""
+    (finding,) = of(check_nodes([node(1, answers=False, status="online", types=())]), "answers")
+    assert "allow subscribe 'catga.to.shop.*.ping'" in finding.fix
+
+
 def test_open_breakers_are_named() -> None:
     (finding,) = of(check_nodes([node(1), node(2, breakers=("Quote", "bank-7"))]), "breakers")
     assert finding.level is Level.WARNING

@@ -91,6 +91,8 @@ def test_a_service_needs_its_queue_groups_and_a_caller_needs_to_ask() -> None:
         ("publish", "catga.tick.Sold"),
     } <= web
     assert not any("$SRV" in subject for _, subject in web)
+    rules = {need.rule for need in needs_of(WEB, NAMES) if need.subject == "catga.to.web.web-1.ping"}
+    assert rules == {"catga.to.web.*.ping", "catga.to.*.*.ping"}  # hears its own, asks all; hears nothing else
     assert not any(subject.startswith("catga.to") and "ping" not in subject for verb, subject in web if verb[0] == "s")
     assert not any("cancel" in subject or "status" in subject for verb, subject, _ in shop if verb == "publish")
 
