@@ -319,20 +319,52 @@ async def test_an_operator_sees_the_services_and_what_they_say(server: NatsServe
         deployment.client(server, "operator") as operator,
     ):
         seen, told, streams = Received(), Received(), Received()
-        await operator.transport.subscribe("catga.>", seen)
+        for subject in ("catga.nodes.*", "catga.tick.*", "catga.all.*"):
+            await operator.transport.subscribe(subject, seen)
         await operator.transport.subscribe("_INBOX.operator.info", told)
         await operator.transport.subscribe("_INBOX.operator.streams", streams)
         assert await operator.denied() == []
         operator.transport.publish("$SRV.INFO", b"", reply="_INBOX.operator.info")
         operator.transport.publish("$JS.API.STREAM.NAMES", b"", reply="_INBOX.operator.streams")
-        await caller.send(Quote("a"))
+        await caller.send(Quote("all"))
+        await caller.publish(Sold("a"))
         await told.wait(1)
-        await seen.wait(1)
         await streams.wait(1)
+        expected = {"catga.all.PricesChanged", "catga.tick.Sold", f"catga.nodes.{service.node_id}"}
+        await eventually(lambda: {subject for subject, _, _, _ in seen.messages} >= expected)
         assert json.loads(told.payloads[0])["metadata"]["catga.node"] == service.node_id
-        assert seen.messages[0][0] == "catga.rpc.Quote"
+        assert not any(reply for _, _, reply, _ in seen.messages)  # nothing that could be answered
         assert "error" not in json.loads(streams.payloads[0])
         assert await operator.denied() == []
+
+
+async def test_who_reads_everything_as_the_readme_says_may_write_nothing(another: Deployment) -> None:
+    another.add_user("auditor", like="monitor")
+    rules = re.search(r"permissions: \{ .*catga\.>.* \}", (FILES / "README.md").read_text())
+    assert rules is not None
+    text = (another.files / "users" / "auditor.conf").read_text()
+    another.edit("users/auditor.conf", (text[text.index("permissions: {") : text.rindex("}")], rules[0] + "\n"))
+    # Like the monitor, but in the account of the application.
+    another.edit("accounts.conf", ("$USER_MONITOR, $USER_AUDITOR", "$USER_MONITOR"))
+    another.edit("accounts.conf", ("$USER_OPERATOR]", "$USER_OPERATOR, $USER_AUDITOR]"))
+    server = another.server()
+    with another.started(server):
+        async with (
+            shop(server.url, another),
+            web(server.url, another) as caller,
+            another.client(server, "auditor") as auditor,
+        ):
+            seen = Received()
+            await auditor.transport.subscribe("catga.>", seen)
+            assert await auditor.denied() == []
+            await caller.send(Quote("a"))
+            await eventually(lambda: any(subject == "catga.rpc.Quote" for subject, _, _, _ in seen.messages))
+            forbidden = ["catga.rpc.Quote", "_INBOX.web.abc.1.1", "_INBOX.web.abc.1.a", "catga.nodes.auditor-1"]
+            for subject in forbidden:
+                auditor.transport.publish(subject, b"abuse")
+            await auditor.transport.subscribe("catga.rpc.Quote", seen, queue="rpc")
+            assert set(await auditor.denied()) == set(forbidden)
+            assert len(await auditor.denied()) == len(forbidden) + 1
 
 
 async def test_an_operator_has_a_bus(server: NatsServer, deployment: Deployment) -> None:
@@ -433,6 +465,12 @@ SUBSCRIBE_ABUSES = [
     ("shop", "$SYS.ACCOUNT.APP.DISCONNECT", "", "read system events past the import"),
     ("operator", "_INBOX.>", "", "read everybody's answers"),
     ("operator", "_INBOX.web.>", "", "read a caller's answers"),
+    ("operator", "catga.>", "", "read the namespace, and with requests the inboxes to answer them on"),
+    ("operator", "catga.rpc.Quote", "", "read requests, and answer them first"),
+    ("operator", "catga.to.>", "", "read what is meant for every service"),
+    ("operator", "catga.to.*.*.ping", "", "answer pings of others"),
+    ("operator", "catga.to.*.*.rpc.>", "", "read requests to single nodes"),
+    ("operator", "catga.nodes.*", "watchers", "share what each operator should hear"),
     ("operator", "catga.rpc.Quote", "rpc", "take requests away from the service"),
     ("operator", "catga.>", "rpc", "take requests away from all services"),
     ("operator", "catga.tick.Sold", "shop", "take events away from a service"),
