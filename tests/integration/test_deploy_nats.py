@@ -652,6 +652,25 @@ async def test_a_forged_heartbeat_is_not_refused_here(server: NatsServer, deploy
         assert await one.denied() == []
 
 
+async def test_an_answer_of_the_server_goes_wherever_it_is_wanted(server: NatsServer, deployment: Deployment) -> None:
+    """What the server cannot do: it does not check where its own answers are sent. What they say nobody can choose."""
+    heard = Heard()
+    async with (
+        shop(server.url, deployment, heard=heard),
+        deployment.client(server, "web") as one,
+        deployment.client(server, "operator") as reader,
+    ):
+        seen = Received()
+        await reader.transport.subscribe("catga.all.PricesChanged", seen)
+        await reader.transport.flush()
+        one.transport.publish("$SYS.REQ.USER.INFO", b"chosen", reply="catga.all.PricesChanged")
+        await seen.wait(1)
+        await eventually(lambda: heard.price_changes == 1)  # an event without fields that have to be there
+        assert list(json.loads(seen.payloads[0])) == ["server", "data"]
+        assert b"chosen" not in seen.payloads[0]
+        assert await one.denied() == []
+
+
 async def test_with_fixed_ids_a_forged_heartbeat_is_refused(another: Deployment) -> None:
     another.edit(
         "users/web.conf", ('"catga.nodes.*"           # its heartbeats', '"catga.nodes.web-1"  # its heartbeats')
