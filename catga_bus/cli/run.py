@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 import click
 
 from catga_bus.bus import Bus
-from catga_bus.cli.exits import ExitCode
+from catga_bus.cli.exits import ExitCode, exit_code_of
 from catga_bus.cli.leaving import LastExit
 from catga_bus.cli.loading import load_attribute, load_module
 from catga_bus.cli.options import debug_option
-from catga_bus.errors import ConfigurationError
+from catga_bus.errors import CatgaError, ConfigurationError
 from catga_bus.http import HealthServer
 
 TOKEN_VARIABLE = "CATGA_HEALTH_TOKEN"
@@ -66,17 +66,28 @@ Examples:
 def run(*, target: str, url: str | None, node_id: str | None, log_level: str, health: str | None) -> int:
     """Import MODULE and run its BUS until SIGTERM or Ctrl-C, then drain: finish and answer what runs.
 
-    A second signal ends it at once; the exit code is 1 if something was left unfinished. A handler that
-    cannot be ended does not keep the process. The working directory comes first in the search for
+    A second signal ends it at once; the exit code is 1 if something was left unfinished. Handlers and
+    threads that cannot be ended do not keep the process. The working directory comes first in the search for
     modules; MODULE alone means MODULE:bus. Uses uvloop where it is installed.
     """
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     bus = load_bus(target)
     bus.override(url=url, node_id=node_id)
-    with _health_server(health, bus), LastExit() as last_exit, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        code = ExitCode.OK if runner.run(bus.run()) else ExitCode.FAILED
+    last_exit = LastExit()
+    with _health_server(health, bus), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            code = ExitCode.OK if runner.run(bus.run()) else ExitCode.FAILED
+        except BaseException as error:
+            last_exit.begin(_code_of(error), f"{type(error).__name__}: {error}")
+            raise
         last_exit.begin(code)
     return code
+
+
+def _code_of(error: BaseException) -> ExitCode:
+    if isinstance(error, CatgaError):
+        return exit_code_of(error)
+    return ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.BUG
 
 
 @contextlib.contextmanager

@@ -5,14 +5,17 @@ each `Count` that was executed. While `no-names` is there, looking up a host tak
 """
 
 import asyncio
+import atexit
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from catga_bus import BlockingContext, Bus, Request
+from catga_bus import BlockingContext, Bus, Command, Request
 
 
 class Hold(Request[str]):
@@ -33,6 +36,22 @@ class Stuck(Request[str]):
 
 class Pooled(Request[str]):
     """Never end, in a thread of the event loop's pool."""
+
+
+class PooledElsewhere(Request[str]):
+    """Never end, in a pool of the service's own."""
+
+
+class Threaded(Request[str]):
+    """Never end, and wait for a thread of one's own."""
+
+
+class LeaveBehind(Request[str]):
+    """End, but for a thread of one's own."""
+
+
+class Order(Command[str]):
+    """No bus starts with a handler of it."""
 
 
 class Block(Request[str]):
@@ -58,6 +77,10 @@ bus = Bus(
     namespace=os.environ.get("LEAVER_NAMESPACE", "leaver"),
     drain_timeout=float(os.environ.get("LEAVER_DRAIN", "25")),
 )
+
+
+pool = ThreadPoolExecutor()
+unfit = Bus("leaver")
 
 
 def _look_up(*args: Any, look_up: Callable[..., Any] = socket.getaddrinfo, **options: Any) -> Any:
@@ -106,6 +129,43 @@ async def pooled(request: Pooled) -> str:
     Path("began").touch()
     await asyncio.to_thread(time.sleep, 3600)
     return ""
+
+
+@bus.handler
+async def pooled_elsewhere(request: PooledElsewhere) -> str:
+    Path("began").touch()
+    await asyncio.get_running_loop().run_in_executor(pool, time.sleep, 3600)
+    return ""
+
+
+@bus.handler
+async def threaded(request: Threaded) -> str:
+    leave_behind()
+    Path("began").touch()
+    await asyncio.sleep(3600)
+    return ""
+
+
+@bus.handler
+async def left_behind(request: LeaveBehind) -> str:
+    leave_behind()
+    return "left"
+
+
+@unfit.handler
+async def order(command: Order) -> str:
+    return ""
+
+
+def leave_behind() -> None:
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+
+
+if "LEAVER_THREAD" in os.environ:
+    leave_behind()
+if "LEAVER_AT_EXIT" in os.environ:
+    # What a program has to do in the end: quickly, or never.
+    atexit.register(lambda: (Path("at-exit").touch(), time.sleep(float(os.environ["LEAVER_AT_EXIT"]))))
 
 
 @bus.handler

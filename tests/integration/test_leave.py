@@ -13,7 +13,18 @@ import pytest
 from catga_bus import Bus, Err, Ok, Request
 from catga_bus.testing import eventually
 from tests.fake_nats import FakeNats
-from tests.integration.leaver import Count, CountOnce, Forever, Hold, Pooled, Stubborn, Stuck
+from tests.integration.leaver import (
+    Count,
+    CountOnce,
+    Forever,
+    Hold,
+    LeaveBehind,
+    Pooled,
+    PooledElsewhere,
+    Stubborn,
+    Stuck,
+    Threaded,
+)
 from tests.integration.nodes import NodeProcess
 from tests.servers import NatsServer
 
@@ -24,6 +35,7 @@ LEAVE = 5.0
 
 Start = Callable[..., NodeProcess]
 FAULTS = ["none", "kill", "freeze"]
+ENDLESS = [Forever(), Stubborn(), Stuck(), Pooled(), PooledElsewhere(), Threaded()]
 
 
 @pytest.fixture
@@ -33,12 +45,14 @@ def namespace() -> str:
 
 @pytest.fixture
 def start(tmp_path: Path, namespace: str) -> Iterator[Start]:
-    """Start nodes that are killed at the end: `start(url, *arguments, drain=25.0, name="node")`."""
+    """Start nodes that are killed at the end: `start(url, *arguments, drain=25.0, name="node", bus="bus")`."""
     nodes: list[NodeProcess] = []
 
-    def run(url: str, *arguments: str, drain: float = 25.0, name: str = "node") -> NodeProcess:
-        environment = {"LEAVER_NAMESPACE": namespace, "LEAVER_DRAIN": str(drain)}
-        target = "tests.integration.leaver:bus"
+    def run(
+        url: str, *arguments: str, drain: float = 25.0, name: str = "node", bus: str = "bus", **more: str
+    ) -> NodeProcess:
+        environment = {"LEAVER_NAMESPACE": namespace, "LEAVER_DRAIN": str(drain), **more}
+        target = f"tests.integration.leaver:{bus}"
         nodes.append(NodeProcess(tmp_path / name, target, "--url", url, *arguments, **environment))
         return nodes[-1]
 
@@ -104,7 +118,7 @@ async def test_what_runs_is_answered(start: Start, nats_server: NatsServer, name
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("request_", [Forever(), Stubborn(), Stuck(), Pooled()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("request_", ENDLESS, ids=lambda one: type(one).__name__)
 async def test_what_never_ends_is_cut_off(
     start: Start, nats_server: NatsServer, namespace: str, request_: Request[Any], fault: str
 ) -> None:
@@ -115,6 +129,41 @@ async def test_what_never_ends_is_cut_off(
     node.signal(signal.SIGTERM)
     assert await node.has_ended(0.5 + LEAVE) == 1, "something was left unfinished"
     assert "leaves 1 messages unfinished" in node.said
+
+
+async def test_a_thread_that_a_handler_left_behind_keeps_nobody(
+    start: Start, nats_server: NatsServer, namespace: str
+) -> None:
+    node = start(nats_server.url)
+    await node.is_ready()
+    async with Bus("client", url=nats_server.url, namespace=namespace) as client:
+        assert await client.send(LeaveBehind(), timeout=60.0) == Ok("left")
+    node.signal(signal.SIGTERM)
+    assert await node.has_ended(LEAVE) == 0, "every message was finished"
+    assert "ends without" in node.said
+
+
+async def test_a_thread_of_a_service_that_cannot_start_keeps_nobody(start: Start, nats_server: NatsServer) -> None:
+    node = start(nats_server.url, bus="unfit", LEAVER_THREAD="1")
+    assert await node.has_ended(30.0) == 2
+    assert "stores no commands" in node.said
+
+
+async def test_what_a_program_does_at_exit_is_done(start: Start, nats_server: NatsServer) -> None:
+    node = start(nats_server.url, LEAVER_AT_EXIT="0")
+    await node.is_ready()
+    node.signal(signal.SIGTERM)
+    assert await node.has_ended(LEAVE) == 0
+    assert (node.directory / "at-exit").exists()
+    assert "ends without" not in node.said
+
+
+async def test_what_a_program_does_at_exit_for_ever_keeps_nobody(start: Start, nats_server: NatsServer) -> None:
+    node = start(nats_server.url, LEAVER_AT_EXIT="3600")
+    await node.is_ready()
+    node.signal(signal.SIGTERM)
+    assert await node.has_ended(LEAVE) == 0
+    assert "ends without" in node.said
 
 
 @pytest.mark.parametrize("fault", FAULTS)
