@@ -545,6 +545,7 @@ class Bus(Router):
         else:
             # Draining takes the subscriptions back, one after the other.
             is_subscribed = self._state is BusState.STARTED and self._connection.up.is_set()
+            is_subscribed = is_subscribed and all(map(self._is_optional, self._connection.taken_back))
             facts = here.facts(self._state, is_subscribed=is_subscribed)
         limits = HealthLimits(stall=config.stall_timeout, intake=config.intake, intake_bytes=config.intake_bytes)
         return assess(facts, limits)

@@ -451,12 +451,15 @@ class ConnectionEvents:
     Attributes:
         node: The node that the connection belongs to.
         denied: Subjects that the server refused to this user; at most 1,000 of them.
+        taken_back: Subscriptions that it has refused since the last reconnect, or taken back when its permissions were
+            changed; at most 1,000. Never changed in place: other threads read it.
         up: Set while there is a connection.
     """
 
     def __init__(self) -> None:
         self.node: Node | None = None
         self.denied: set[str] = set()
+        self.taken_back: frozenset[str] = frozenset()
         self.up = asyncio.Event()
         self.up.set()
 
@@ -464,6 +467,7 @@ class ConnectionEvents:
         """The connection was lost."""
         del reason  # the transport has logged it
         self.up.clear()
+        self.taken_back = frozenset()  # the next connection is asked for all of them again
         if self.node is not None:
             self.node.disconnected()
 
@@ -476,14 +480,19 @@ class ConnectionEvents:
 
     def on_denied(self, subject: str, text: str) -> None:
         """The server refuses a subject."""
-        del text
         if len(self.denied) < _MAX_DENIED:
             self.denied.add(subject)
+        if _OF_SUBSCRIPTION in text.lower() and len(self.taken_back) < _MAX_DENIED:
+            self.taken_back |= {subject}
         if self.node is not None:
             self.node.caller.denied(subject)
 
     def on_error(self, text: str) -> None:
         """The transport has logged it."""
+
+
+_OF_SUBSCRIPTION = "violation for subscription"
+# nats-server, server/client.go: Permissions Violation for Subscription to "a.b" using queue "q"
 
 
 class _StreamNames(msgspec.Struct):

@@ -109,3 +109,33 @@ async def test_a_client_that_may_hear_of_nodes_and_not_ask_them_starts_among_the
         assert {"some.events", f"catga.to.client.{client.node_id}.ping"} <= client._connection.denied
         assert {node.id for node in client.nodes()} == {shop.node_id, client.node_id}
         assert await client.send(Allowed()) == Ok(1)
+
+
+async def test_a_node_is_ready_as_long_as_it_has_the_subscriptions_that_it_needs(server: NatsServer) -> None:
+    """A reload takes a request from it; with the next connection it has it back."""
+    async with service(server, "hermit") as hermit:
+        assert hermit.health().ready  # though much is refused that it can do without
+        server.reload(USERS.replace('"catga.rpc.* rpc"', '"catga.rpc.Allowed rpc"'))
+        await eventually(lambda: not hermit.health().ready)
+        failed = [check.name for check in hermit.health().checks if check.status == "fail"]
+        assert failed == ["subscriptions"]
+        assert hermit.health().live
+        server.restart(USERS)
+        await eventually(lambda: hermit.health().ready, 20.0)
+
+
+async def test_a_reconnect_does_not_hide_a_subscription_that_is_refused(server: NatsServer) -> None:
+    async with service(server, "hermit") as hermit:
+        server.restart(USERS.replace('"catga.rpc.* rpc"', '"catga.rpc.Allowed rpc"'))
+        await eventually(lambda: hermit.statistics().reconnects == 1, 20.0)
+        await eventually(lambda: "catga.rpc.ForbiddenRequest" in hermit._connection.denied)
+        assert not hermit.health().ready
+
+
+async def test_a_node_that_was_refused_to_publish_is_ready(server: NatsServer) -> None:
+    async with Bus("client", url=server.url, user="asker", password="secret") as client:
+        await client.publish(Forbidden())
+        with pytest.raises(PermissionDeniedError):
+            await client.send(ForbiddenRequest(), timeout=60)
+        await eventually(lambda: "catga.tick.Forbidden" in client._connection.denied)
+        assert client.health().ready
