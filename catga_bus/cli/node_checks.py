@@ -3,7 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -18,6 +18,8 @@ _LONG_STALL: Final = 0.25
 _CLOCK_TOLERANCE: Final = 1.0
 # Seconds. Nothing in the bus decides by the time of day; a second is where logs and traces of several nodes become
 # hard to read together. NTP keeps hosts within a few hundredths.
+
+_MAX_CLOCKS: Final = 5  # named in one line
 
 _UNWELL: Final = {NodeStatus.SUSPECT: Level.WARNING, NodeStatus.FAULTED: Level.FAILED}
 
@@ -212,29 +214,45 @@ def _health_of(node: NodeFacts, whose: str) -> list[Finding]:
 
 
 def _check_clocks(nodes: Sequence[NodeFacts]) -> list[Finding]:
-    readings = [(node, node.clock) for node in nodes if node.clock is not None]
-    if not readings:
+    told = [(f"node {node.node_id} of {node.service}", node.clock) for node in nodes if node.clock is not None]
+    if not told:
         what = "the clocks of the nodes were not compared"
         fix = "allow publish 'catga.to.*.*.ping' to the user, or examine as an operator"
         return [Finding("clocks", Level.UNKNOWN, what, "no node has answered what time it is", fix)]
-    # Most clocks are right, so the median is; the clock here may be the one that is wrong.
+    # The clock here is one of them, and may be the one that is wrong.
+    readings = [*told, ("this machine", ClockReading(0.0, max(clock.error for _, clock in told)))]
     middle = statistics.median_low([clock.offset for _, clock in readings])
-    findings = [
-        _wrong_clock(f"of node {node.node_id} of {node.service}", clock.offset - middle)
-        for node, clock in readings
-        if abs(clock.offset - middle) - clock.error > _CLOCK_TOLERANCE
-    ]
-    if abs(middle) - max(clock.error for _, clock in readings) > _CLOCK_TOLERANCE:
-        findings.append(_wrong_clock("of this machine", -middle))
-    if findings:
-        return findings
-    widest = max(abs(clock.offset - middle) for _, clock in readings)
-    return [Finding("clocks", Level.OK, f"{_count(len(readings), 'clock')} differ by at most {widest:.2f} s")]
+    wrong = _apart(readings, middle)
+    if not wrong:
+        widest = max(abs(clock.offset - middle) for _, clock in told)
+        return [Finding("clocks", Level.OK, f"{_count(len(told), 'clock')} differ by at most {widest:.2f} s")]
+    rivals = len(wrong) - len(_apart(wrong, statistics.median_low([clock.offset for _, clock in wrong])))
+    if len(readings) - len(wrong) <= rivals:
+        return [_different_clocks(readings)]
+    return [_wrong_clock(whose, clock.offset - middle) for whose, clock in wrong]
+
+
+_Reading: TypeAlias = tuple[str, ClockReading]  # and whose clock it is
+
+
+def _apart(readings: Sequence[_Reading], middle: float) -> list[_Reading]:
+    """Return the clocks that do not show what most show, as far as that can be told."""
+    return [one for one in readings if abs(one[1].offset - middle) - one[1].error > _CLOCK_TOLERANCE]
+
+
+def _different_clocks(readings: Sequence[_Reading]) -> Finding:
+    in_order = sorted(readings, key=lambda one: one[1].offset)
+    shown = [f"{whose} {clock.offset:+,.1f} s" for whose, clock in in_order[:_MAX_CLOCKS]]
+    if more := len(readings) - len(shown):
+        shown[-1] += f" and {more} more"
+    what = f"clocks differ by {in_order[-1][1].offset - in_order[0][1].offset:,.1f} s: {', '.join(shown)}"
+    why = "which of them is right is not known; logs and traces cannot be put in order"
+    return Finding("clocks", Level.WARNING, what, why, "run an NTP client on each machine, such as chrony")
 
 
 def _wrong_clock(whose: str, offset: float) -> Finding:
     way = "ahead of" if offset > 0 else "behind"
-    what = f"the clock {whose} is {abs(offset):,.1f} s {way} the others"
+    what = f"the clock of {whose} is {abs(offset):,.1f} s {way} the others"
     why = "logs and traces cannot be put in order; deadlines and failover use no clock of the day"
     return Finding("clocks", Level.WARNING, what, why, "run an NTP client there, such as chrony")
 

@@ -362,7 +362,9 @@ def test_a_clock_is_read_in_the_middle_of_the_round_trip() -> None:
         ([0.0, 0.0, 2.0], 1.5, []),
         ([50.0, 50.0, 50.1], 0.0, ["of this machine is 50.0 s behind the others"]),
         ([-50.0, -50.0, -90.0], 0.0, ["node shop-2 of shop is 40.0 s behind", "of this machine is 50.0 s ahead of"]),
-        ([2.0], 0.0, ["of this machine is 2.0 s behind the others"]),
+        ([0.0, -3_600.0], 0.0, ["of node shop-1 of shop is 3,600.0 s behind the others"]),
+        ([-3_600.0, -3_600.0], 0.0, ["of this machine is 3,600.0 s ahead of the others"]),
+        ([2.0, 2.0, 0.0, 0.0], 0.0, ["of node shop-0 of shop is 2.0 s ahead", "of node shop-1 of shop is 2.0 s ahead"]),
     ],
 )
 def test_clocks_that_differ_are_warned_of(offsets: list[float], error: float, says: list[str]) -> None:
@@ -375,6 +377,39 @@ def test_clocks_that_differ_are_warned_of(offsets: list[float], error: float, sa
     assert len(found) == len(says)
     for finding, text in zip(found, says, strict=True):
         assert text in finding.what
+
+
+@pytest.mark.parametrize(
+    ("offsets", "what"),
+    [
+        ([2.0], "clocks differ by 2.0 s: this machine +0.0 s, node shop-0 of shop +2.0 s"),
+        ([-3_600.0], "clocks differ by 3,600.0 s: node shop-0 of shop -3,600.0 s, this machine +0.0 s"),
+        (
+            [10.0, 20.0],
+            "clocks differ by 20.0 s: this machine +0.0 s, node shop-0 of shop +10.0 s, node shop-1 of shop +20.0 s",
+        ),
+        (
+            [-9.0, 0.0, -9.0],
+            (
+                "clocks differ by 9.0 s: node shop-0 of shop -9.0 s, node shop-2 of shop -9.0 s, "
+                "node shop-1 of shop +0.0 s, this machine +0.0 s"
+            ),
+        ),
+    ],
+)
+def test_where_no_more_clocks_agree_than_differ_none_is_accused(offsets: list[float], what: str) -> None:
+    nodes = [node(place, clock=ClockReading(offset, 0.0)) for place, offset in enumerate(offsets)]
+    (finding,) = of(check_nodes(nodes), "clocks")
+    assert finding.level is Level.WARNING
+    assert finding.what == what
+    assert "which of them is right is not known" in finding.why
+
+
+def test_of_many_clocks_that_differ_only_some_are_named() -> None:
+    nodes = [node(place, clock=ClockReading(10.0 * place, 0.0)) for place in range(1, 100)]
+    (finding,) = of(check_nodes(nodes), "clocks")
+    assert finding.what.startswith("clocks differ by 990.0 s: this machine +0.0 s, node shop-1 of shop +10.0 s, ")
+    assert finding.what.endswith("and 95 more")
 
 
 def test_clocks_that_nobody_told_are_unknown() -> None:
