@@ -18,7 +18,7 @@ from catga_bus.errors import CatgaError, ConfigurationError
 from catga_bus.http import HealthServer
 
 TOKEN_VARIABLE = "CATGA_HEALTH_TOKEN"
-"""Names the token that shows `/health` to other machines. No option: what stands on a command line, all users see."""
+"""Names the token that `/health` asks for. No option: what stands on a command line, all users see."""
 
 _LEVELS = ("debug", "info", "warning", "error")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -37,8 +37,9 @@ Examples:
            503 once the event loop has been blocked for 30 s, or the bus is closed
   /readyz  200 while work may be sent here: started, connected, subscriptions
            confirmed, event loop in time, memory left; 503 from the first signal on
-  /health  why, as JSON: for who asks from this machine, and for others with the
-           header `Authorization: Bearer $CATGA_HEALTH_TOKEN`, if that is set
+  /health  why, as JSON: if CATGA_HEALTH_TOKEN is set, for who sends the header
+           `Authorization: Bearer $CATGA_HEALTH_TOKEN`; if not, for who asks from
+           this machine, which includes all whom a proxy on it lets through
 """
 
 

@@ -22,13 +22,15 @@ _LOCAL_HOST = re.compile(r"(localhost|127(?:\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", 
 class Pages:
     """Answers requests.
 
-    Decided: `/health` is for who asks from this machine, because load, memory and state help an attacker to choose his
-    moment. A proxy on this machine asks for others, and a web page in a browser on this machine may ask under a name of
-    its own; a request that has been forwarded, or that is not for a local host, is therefore not local.
+    Decided: `/health` is for who has the token, and where there is none for who asks from this machine, because load,
+    memory and state help an attacker to choose his moment. Local is a request from a loopback address, for a local
+    host name, that does not say that it was forwarded: a web page in a browser on this machine asks under a name of its
+    own. A proxy on this machine may ask for others without saying so, and then they see all: it takes a token.
 
     Args:
         read: Returns the present health; called in the thread of the server.
-        token: Shows `/health` to others, too: `Authorization: Bearer <token>`. None: to nobody else.
+        token: Who shows it, `Authorization: Bearer <token>`, sees `/health`, and nobody else does. None: who asks from
+            this machine.
 
     Raises:
         ConfigurationError: The token is too short, or cannot be sent.
@@ -66,17 +68,17 @@ class Pages:
         return _word(_status(holds=is_ready), "ready" if is_ready else "unready")
 
     def _details(self, request: HttpRequest, peer: str) -> Response:
-        if not (_is_local(request, peer) or self._has_token(request)):
+        may_see = _is_local(request, peer) if self._token is None else self._has_token(request)
+        if not may_see:
             return self._hidden()
         health = self._read()
         body = msgspec.json.format(msgspec.json.encode(health), indent=2) + b"\n"
         return Response(_status(holds=health.ready), body, "application/json")
 
     def _hidden(self) -> Response:
-        text = "details are for who asks from this machine, or has the token"
         if self._token is None:
-            return _word(HTTPStatus.FORBIDDEN, text)
-        return _word(HTTPStatus.UNAUTHORIZED, text, ("WWW-Authenticate", "Bearer"))
+            return _word(HTTPStatus.FORBIDDEN, "details are for who asks from this machine")
+        return _word(HTTPStatus.UNAUTHORIZED, "details are for who has the token", ("WWW-Authenticate", "Bearer"))
 
     def _has_token(self, request: HttpRequest) -> bool:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")

@@ -49,7 +49,7 @@ class HealthServer:
     Args:
         address: `HOST:PORT`; port 0 takes one that is free.
         read: Returns the present health; called in the thread of the server.
-        token: Shows `/health` to those who are not on this machine; see `Pages`.
+        token: What `/health` asks for, if anything; see `Pages`.
 
     Raises:
         ConfigurationError: The address or the token cannot be used; on entering, the port is in use.

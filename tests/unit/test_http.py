@@ -167,6 +167,15 @@ def test_health_is_hidden_from_others(peer: str, headers: dict[str, str]) -> Non
         assert ask(GOOD, "/health", peer, token=TOKEN, authorization=right, **headers).status == 200
 
 
+def test_with_a_token_who_asks_from_this_machine_needs_it_too() -> None:
+    """A proxy on this machine may ask for others as if for itself: nginx sends the address that it asks as the host."""
+    for headers in ({}, {"host": "127.0.0.1:8080"}, {"host": "localhost"}):
+        assert ask(GOOD, "/health", "127.0.0.1", token=TOKEN, **headers).status == 401
+        right = ask(GOOD, "/health", "127.0.0.1", token=TOKEN, authorization=f"Bearer {TOKEN}", **headers)
+        assert right.status == 200
+    assert ask(GOOD, "/readyz", "127.0.0.1", token=TOKEN).status == 200
+
+
 @pytest.mark.parametrize("token", ["", "short", "fifteen-letters", "with blanks in between", "nön-ascii-characters"])
 def test_a_token_that_is_none_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(ConfigurationError, match="at least 16 printable ASCII") as caught:
