@@ -348,6 +348,10 @@ class Bus(Router):
         It returns as well when somebody else has drained or closed the bus. In threads other than the main one, which
         get no signals, that is the only way. The signals' handlers from before are put back in the end.
 
+        What it cannot do is end what will not end. `asyncio.run` waits, for ever, for handlers that swallow their
+        cancellation and for functions in threads, and the interpreter for threads that are no daemons. `catga run` does
+        not: it ends the process without them.
+
         Returns:
             Whether everything that had arrived was finished; False if a second signal, `close` or `drain_timeout` cut
             it off.
