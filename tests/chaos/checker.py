@@ -69,10 +69,12 @@ def every_call_ends_once(story: Story, _: Expect) -> Iterator[str]:
 
 
 def ok_was_executed(story: Story, _: Expect) -> Iterator[str]:
-    """No `ok` without an execution that came to its end."""
+    """No `ok` before the node that answers has come to the end of an execution."""
     for call in story.calls.values():
-        if call.is_ok and not call.finished:
-            yield f"{call.op} is ok after {len(call.starts)} executions, of which none ended"
+        done = call.ends[0] if call.is_ok else None
+        if done and not any(end.node == done.node and end.t <= done.t for end in call.finishes):
+            ran = [(end.node, end.t) for end in call.finishes]
+            yield f"{call.op} is ok at {done.t:.3f} by {done.node}, which had not ended one of {ran}"
 
 
 def not_run_did_not_run(story: Story, _: Expect) -> Iterator[str]:

@@ -18,7 +18,7 @@ class Call:
     invoke: Invoke
     ends: list[Done] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
-    finished: int = 0
+    finishes: list[End] = field(default_factory=list)
 
     @property
     def op(self) -> str:
@@ -116,4 +116,4 @@ def _add_to_call(story: Story, record: Done | Start | End) -> None:
         case Start():
             call.starts.append(record)
         case End():
-            call.finished += 1
+            call.finishes.append(record)

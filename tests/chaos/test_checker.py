@@ -109,6 +109,16 @@ PLANTED: dict[str, tuple[str, Callable[[], list[Record]], Expect]] = {
         KILL,
     ),
     "an ok whose execution never ended": ("ok_was_executed", lambda: without(End, "c1-2"), KILL),
+    "an ok before its execution": (
+        "ok_was_executed",
+        lambda: [*without(Done, "c1-2"), done("c1-2", 0.55, "n2")],
+        KILL,
+    ),
+    "an ok of a node that did not execute it": (
+        "ok_was_executed",
+        lambda: [*without(Done, "c1-2"), done("c1-2", 0.6, "n3")],
+        KILL,
+    ),
     "a not_run that ran": (
         "not_run_did_not_run",
         lambda: [*without(Done, "c1-2"), done("c1-2", 0.6, None, "OVERLOADED", "not_run")],
