@@ -5,7 +5,10 @@ no process, proxy or network is left at the end.
 """
 
 import asyncio
+import errno
 import itertools
+import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,9 +19,9 @@ from uuid import uuid4
 from catga_bus import Bus, Ok
 from catga_bus.testing import eventually
 from tests.chaos.caller import CallerPlan
-from tests.chaos.history import End, Fault, Invoke, Record, Recorder, Start, read_history, read_tail
+from tests.chaos.history import End, Fault, Invoke, Record, Recorder, Start, Witness, read_history, read_tail
 from tests.chaos.netns import Namespace
-from tests.chaos.processes import Child
+from tests.chaos.processes import Child, stance
 from tests.chaos.proxy import Direction, Proxy
 from tests.chaos.service import NodePlan, Ping
 from tests.servers import NatsServer
@@ -147,7 +150,15 @@ class Cluster:
         await self.stop_callers()
         for child in self.nodes.values():
             child.check()
+        self._see_poisoned()
         return read_history(self._history)
+
+    def _see_poisoned(self) -> None:
+        """Write down how the nodes ended that were poisoned, which the rig learns only now."""
+        for child in self.nodes.values():
+            for record in self._said(child.name):
+                if isinstance(record, Fault) and record.edge == "end":
+                    self._see(record.name, {_end_of(child): 1})
 
     def sees_poison(self) -> None:
         """From now on nodes may end by themselves."""
@@ -201,8 +212,10 @@ class Cluster:
     # -- faults --------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def fault(self, kind: str, target: str, pid: int | None = None, delay: float = 0.0) -> AsyncIterator[None]:
-        """Write the beginning and the end of a fault around the deed."""
+    async def fault(
+        self, kind: str, target: str, pid: int | None = None, delay: float = 0.0
+    ) -> AsyncIterator[Callable[[dict[str, int]], None]]:
+        """Write the beginning and the end of a fault around the deed; yields what notes how it bit."""
         name = f"{kind}-{next(self._faults)}"
 
         def write(edge: str) -> None:
@@ -210,51 +223,59 @@ class Cluster:
 
         write("begin")
         try:
-            yield
+            yield lambda saw: self._see(name, saw)
         finally:
             write("end")
+
+    def _see(self, name: str, saw: dict[str, int]) -> None:
+        self._recorder.write(Witness(self._recorder.clock(), name, saw))
 
     async def kill(self, name: str) -> None:
         """SIGKILL a node while it is in the middle of something."""
         await self.wait_busy(name)
         child = self.nodes.pop(name)
-        async with self.fault("kill", name, child.pid):
+        async with self.fault("kill", name, child.pid) as see:
             await child.kill()
+            see({_end_of(child): 1})
 
     async def freeze(self, name: str, seconds: float) -> None:
         """SIGSTOP a node in the middle of something, and SIGCONT it afterwards."""
         await self.wait_busy(name)
         child = self.nodes[name]
-        async with self.fault("freeze", name, child.pid):
+        async with self.fault("freeze", name, child.pid) as see:
             child.freeze()
             try:
                 await asyncio.sleep(seconds)
+                see({stance(child.pid): 1})
             finally:
                 child.thaw()
 
     async def roll(self, name: str) -> str:
         """Start another node like it, then SIGTERM this one and wait for its end; return the id of the new one."""
         child = self.nodes[name]
-        async with self.fault("roll", name, child.pid):
+        async with self.fault("roll", name, child.pid) as see:
             successor = await self.start_node(linked=name in self._links)
             del self.nodes[name]
             code = await child.terminate()
+            see({_end_of(child): 1})
         assert code == 0, f"{name} ended with {code} on SIGTERM; see its log in {self.directory}"
         return successor
 
     async def restart_server(self, down: float) -> None:
         """SIGKILL the server and start it again on its port after a while."""
-        async with self.fault("restart_server", "server"):
+        async with self.fault("restart_server", "server") as see:
             self.server.kill()
             await asyncio.sleep(down)
+            see({_answer_at(self.server.port): 1})
             self.server.start()
 
     async def freeze_server(self, seconds: float) -> None:
         """SIGSTOP the server, and SIGCONT it afterwards."""
-        async with self.fault("freeze_server", "server"):
+        async with self.fault("freeze_server", "server") as see:
             self.server.freeze()
             try:
                 await asyncio.sleep(seconds)
+                see({stance(self.server.pid): 1})
             finally:
                 self.server.thaw()
 
@@ -282,20 +303,23 @@ class Cluster:
         self, kind: str, name: str, seconds: float, spoil: Callable[[Proxy], None], delay: float = 0.0
     ) -> None:
         link = self._links[name]
-        async with self.fault(kind, name, delay=delay):
+        async with self.fault(kind, name, delay=delay) as see:
+            link.hits.clear()
             spoil(link)
             try:
                 await asyncio.sleep(seconds)
+                see(dict(link.hits))
             finally:
                 link.heal()
 
     async def unplug(self, name: str, seconds: float) -> None:
         """Pull the cable of a node in a network of its own, and put it back."""
         space = self._spaces[name]
-        async with self.fault("unplug", name):
+        async with self.fault("unplug", name) as see:
             space.unplug()
             try:
                 await asyncio.sleep(seconds)
+                see({"unplugged" if space.is_unplugged else "plugged": 1})
             finally:
                 space.plug()
 
@@ -305,3 +329,13 @@ class Cluster:
             name = await self.start_caller("flood", **load)  # type: ignore[arg-type]
             await asyncio.sleep(seconds)
             await self.stop_callers(name)
+
+
+def _end_of(child: Child) -> str:
+    return {-signal.SIGKILL: "killed", 0: "left", None: "going"}.get(child.exit_code, f"ended {child.exit_code}")
+
+
+def _answer_at(port: int) -> str:
+    """Return what somebody is told who connects there: `refused`, or that there is still an answer."""
+    with socket.socket() as probe:
+        return "refused" if probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED else "answered"

@@ -99,6 +99,17 @@ class Fault(msgspec.Struct, tag="fault", frozen=True):
     """Seconds that it adds in each direction."""
 
 
+class Witness(msgspec.Struct, tag="witness", frozen=True):
+    """What the rig saw of a fault that it made, just before it undid it."""
+
+    t: float
+    name: str
+    """Of the fault."""
+
+    saw: dict[str, int]
+    """How often it saw what: `stopped` processes, bytes that were `held`, connections that were `refused`, ..."""
+
+
 class View(msgspec.Struct, tag="view", frozen=True):
     """A caller's view of a node changes."""
 
@@ -109,7 +120,7 @@ class View(msgspec.Struct, tag="view", frozen=True):
     """`joined`, `faulted`, `recovered`, `draining`, `left`, ..."""
 
 
-Record: TypeAlias = Invoke | Done | Start | End | Fault | View
+Record: TypeAlias = Invoke | Done | Start | End | Fault | Witness | View
 
 
 class HistoryError(Exception):

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -85,6 +86,11 @@ class Namespace:
     def unplug(self) -> None:
         """Pull the cable: packets of both directions are lost, nobody is told."""
         _run("ip", "link", "set", self._outer, "down")
+
+    @property
+    def is_unplugged(self) -> bool:
+        """Whether the kernel says that the cable carries nothing."""
+        return Path(f"/sys/class/net/{self._outer}/operstate").read_text().strip() == "down"
 
     def plug(self) -> None:
         """Put the cable back."""

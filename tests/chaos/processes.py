@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from tests.servers import dies_with_us
 
@@ -59,6 +60,11 @@ class Child:
         """Whether it lives; a frozen one does."""
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, minus the number of the signal if one ended it; None while it runs."""
+        return None if self._process is None else self._process.returncode
+
     def check(self) -> None:
         """Raise if it has ended by itself.
 
@@ -91,3 +97,8 @@ class Child:
     def thaw(self) -> None:
         """End `freeze`."""
         self.process.send_signal(signal.SIGCONT)
+
+
+def stance(pid: int) -> str:
+    """Return whether the system says that a process stands still: `stopped` or `going`."""
+    return "stopped" if psutil.Process(pid).status() == psutil.STATUS_STOPPED else "going"

@@ -12,6 +12,7 @@ lost for good ends in a reset. The faults here are what programs see of the netw
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import Enum, auto
@@ -36,11 +37,14 @@ class Proxy:
     Attributes:
         delay: Seconds that every chunk takes in each direction.
         bandwidth: Bytes per second in each direction of each connection; None without a bound.
+        hits: What became of what came along, counted since its owner last cleared it: bytes that `passed`, were
+            `delayed`, `held` or `lost`, each `up` or `down`; connections that were `reset` or `refused`.
     """
 
     def __init__(self, server: tuple[str, int], host: str = "127.0.0.1") -> None:
         self.delay = 0.0
         self.bandwidth: float | None = None
+        self.hits: Counter[str] = Counter()
         self._target = server
         self._host = host
         self._server: asyncio.Server | None = None
@@ -71,6 +75,7 @@ class Proxy:
     def cut(self) -> None:
         """Reset all connections, and every new one until `heal`."""
         self._is_cut = True
+        self.hits["reset"] += len(self._links)
         self._reset()
 
     def half_open(self) -> None:
@@ -122,6 +127,7 @@ class Proxy:
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:
+            self.hits["refused"] += 1
             return
         server_reader, server_writer = await asyncio.open_connection(*self._target)
         self._ends.add(server_writer)
@@ -144,7 +150,10 @@ class Proxy:
             while True:
                 chunk = await reader.read(CHUNK_BYTES)
                 if self._swallows and chunk:
+                    self._count("lost", direction, chunk)
                     continue
+                if self.delay:
+                    self._count("delayed", direction, chunk)
                 await held.put((monotonic() + self.delay, chunk))
                 if not chunk:
                     await sending
@@ -160,15 +169,22 @@ class Proxy:
             await asyncio.sleep(max(0.0, due - monotonic()))
             if self.bandwidth is not None:
                 await asyncio.sleep(len(chunk) / self.bandwidth)
-            await self._flows[direction].wait()
+            if not self._flows[direction].is_set():
+                self._count("held", direction, chunk)
+                await self._flows[direction].wait()
             if self._swallows:
+                self._count("lost", direction, chunk)
                 if not chunk:
                     await asyncio.Future()  # the end is not told either; the reset will end this
                 continue
             if not chunk:
                 return
+            self._count("passed", direction, chunk)
             writer.write(chunk)
             await writer.drain()
+
+    def _count(self, fate: str, direction: Direction, chunk: bytes) -> None:
+        self.hits[f"{fate} {direction.name.lower()}"] += len(chunk)
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from catga_bus.errors import Code
-from tests.chaos import netns
+from tests.chaos import evidence, netns
 from tests.chaos.checker import ANY_CODE, Expect, check
 from tests.chaos.cluster import Cluster
 from tests.chaos.proxy import Direction
@@ -23,6 +23,9 @@ from tests.chaos.story import tell
 STEADY = {"Quick": 0.95, "Slow": 0.05}
 QUIET = 1.0
 # Seconds of load before the first fault and after the last.
+
+LEAST = evidence.SHORTEST + 0.1
+# Seconds that a fault lasts at least: of a shorter one nobody could say whether it was real.
 
 Play = Callable[[Cluster, random.Random], Awaitable[None]]
 
@@ -163,7 +166,7 @@ async def server_restart(cluster: Cluster, rng: random.Random) -> None:
     await cluster.start_nodes(3)
     await cluster.start_caller(mix=STEADY, timeout=10.0)
     await asyncio.sleep(QUIET)
-    await cluster.restart_server(rng.uniform(0.2, 1.0))
+    await cluster.restart_server(rng.uniform(LEAST, 1.5))
     await asyncio.sleep(4.0)
 
 
@@ -196,7 +199,7 @@ async def _with_linked_node(cluster: Cluster) -> str:
 async def caller_cut(cluster: Cluster, rng: random.Random) -> None:
     """The connection of the caller is reset, and refused for a while."""
     name = await _with_linked_caller(cluster)
-    await cluster.cut(name, rng.uniform(0.5, 2.0))
+    await cluster.cut(name, rng.uniform(LEAST, 2.0))
     await asyncio.sleep(3.0)
 
 
@@ -329,15 +332,15 @@ def moves(cluster: Cluster, rng: random.Random) -> list[Callable[[], Awaitable[o
 
     return [
         kill_and_replace,
-        lambda: cluster.freeze(node(), rng.uniform(0.5, 4.0)),
+        lambda: cluster.freeze(node(), rng.uniform(LEAST, 4.0)),
         lambda: cluster.roll(node()),
-        lambda: cluster.restart_server(rng.uniform(0.1, 1.5)),
-        lambda: cluster.freeze_server(rng.uniform(0.5, 2.0)),
-        lambda: cluster.cut(node(), rng.uniform(0.5, 2.0)),
-        lambda: cluster.cut("c1", rng.uniform(0.5, 2.0)),
-        lambda: cluster.half_open(node(), rng.uniform(0.5, 3.0)),
-        lambda: cluster.half_open("c1", rng.uniform(0.5, 2.0)),
-        lambda: cluster.one_way(node(), rng.choice(list(Direction)), rng.uniform(0.5, 3.0)),
+        lambda: cluster.restart_server(rng.uniform(LEAST, 1.5)),
+        lambda: cluster.freeze_server(rng.uniform(LEAST, 2.0)),
+        lambda: cluster.cut(node(), rng.uniform(LEAST, 2.0)),
+        lambda: cluster.cut("c1", rng.uniform(LEAST, 2.0)),
+        lambda: cluster.half_open(node(), rng.uniform(LEAST, 3.0)),
+        lambda: cluster.half_open("c1", rng.uniform(LEAST, 2.0)),
+        lambda: cluster.one_way(node(), rng.choice(list(Direction)), rng.uniform(LEAST, 3.0)),
         lambda: cluster.delay(node(), 0.04, rng.uniform(1.0, 3.0)),
     ]
 

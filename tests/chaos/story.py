@@ -1,11 +1,11 @@
 """A history, joined: calls with their executions, and the faults. Pure."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tests.chaos.history import Done, End, Fault, Invoke, Record, Start, View, in_order
+from tests.chaos.history import Done, End, Fault, Invoke, Record, Start, View, Witness, in_order
 
 EVERYBODY = "server"
 """The target whose fault is everybody's."""
@@ -52,6 +52,8 @@ class Window:
     begin: float
     delay: float = 0.0
     end: float = math.inf
+    saw: Counter[str] = field(default_factory=Counter)
+    """What the rig saw of it."""
 
     def hits(self, call: Call, first: Start, second: Start) -> bool:
         """Whether it may have made a call run a second time.
@@ -86,17 +88,19 @@ class Story:
 def tell(records: Iterable[Record]) -> Story:
     """Join the records of a run."""
     story = Story()
-    open_windows: dict[str, Window] = {}
+    windows: dict[str, Window] = {}
     for record in in_order(records):
         match record:
             case Invoke():
                 story.calls[record.op] = Call(record)
             case Fault(edge="begin"):
                 window = Window(record.name, record.kind, record.target, record.pid, record.t, record.delay)
-                open_windows[record.name] = window
+                windows[record.name] = window
                 story.windows.append(window)
             case Fault():
-                open_windows[record.name].end = record.t
+                windows[record.name].end = record.t
+            case Witness():
+                windows[record.name].saw.update(record.saw)
             case View():
                 story.views.append(record)
             case _:

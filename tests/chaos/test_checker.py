@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checker import CHECKS, Expect, check
-from tests.chaos.evidence import against
+from tests.chaos.evidence import INSTANT, against
 from tests.chaos.history import (
     Done,
     End,
@@ -17,6 +17,7 @@ from tests.chaos.history import (
     Recorder,
     Start,
     View,
+    Witness,
     read_history,
     read_tail,
 )
@@ -54,11 +55,31 @@ def call(op: str, t: float, node: str = "n1", took: float = 0.1) -> list[Record]
     ]
 
 
-def fault(kind: str, target: str, begin: float, end: float, *, delay: float = 0.0) -> list[Record]:
+SIGNS = {
+    "freeze": {"stopped": 1},
+    "cut": {"reset": 1},
+    "half_open": {"lost up": 400},
+    "one_way": {"held up": 400, "passed down": 400},
+    "unplug": {"unplugged": 1},
+    "restart_server": {"refused": 1},
+    "freeze_server": {"stopped": 1},
+    "delay": {"delayed up": 400, "passed up": 400},
+    "overload": {},
+    "roll": {"left": 1},
+    "kill": {"killed": 1},
+    "poison": {"killed": 1},
+}
+"""What the rig sees of a fault that bites."""
+
+
+def fault(
+    kind: str, target: str, begin: float, end: float, *, delay: float = 0.0, saw: dict[str, int] | None = None
+) -> list[Record]:
     pid = PIDS.get(target) if kind in ("kill", "freeze", "roll", "poison") else None
     name = f"{kind} of {target} at {begin}"
     return [
         Fault(begin, name, kind, target, "begin", pid, delay),
+        Witness(end, name, SIGNS[kind] if saw is None else saw),
         Fault(end, name, kind, target, "end", pid, delay),
     ]
 
@@ -257,7 +278,7 @@ SHAM = {
     "freeze_server": (fault("freeze_server", "server", 1.0, 3.0), call("c1-2", 1.5, "n1")),
     "delay": (fault("delay", "n1", 1.0, 3.0, delay=0.2), call("c1-2", 1.5, "n1", took=0.1)),
     "overload": (fault("overload", "load", 1.0, 3.0), call("c1-2", 1.5, "n1")),
-    "roll": (fault("roll", "n3", 1.0, 3.0), call("c1-2", 1.5, "n1")),
+    "roll": (fault("roll", "n1", 1.0, 3.0), call("c1-2", 3.5, "n1")),
     "kill": (fault("kill", "n1", 1.0, 1.1), call("c1-2", 1.5, "n1")),
     "poison": (fault("poison", "n1", 1.0, 1.1), call("c1-2", 1.5, "n1")),
 }
@@ -268,6 +289,30 @@ def test_a_fault_that_did_not_bite_is_no_fault(kind: str) -> None:
     windows, contradiction = SHAM[kind]
     story = tell([*call("c1-1", 0.0, "n1"), *windows, *contradiction])
     assert against(story.windows[0], story)
+
+
+def objection(*records: Record) -> str | None:
+    story = tell([*call("c1-1", 0.0, "n1"), *records, *call("c1-2", 3.5, "n2")])
+    return against(story.windows[0], story)
+
+
+@pytest.mark.parametrize("kind", sorted(set(SIGNS) - {"overload"}))
+def test_a_fault_of_which_the_rig_saw_nothing_or_something_else_is_no_fault(kind: str) -> None:
+    begin, _, end = fault(kind, "n1", 1.0, 3.0)
+    assert "the rig saw nothing" in (objection(begin, end) or "")
+    other = {"going": 1, "answered": 1, "plugged": 1, "passed up": 400, "passed down": 400}
+    assert "the rig saw" in (objection(*fault(kind, "n1", 1.0, 3.0, saw=other)) or "")
+
+
+def test_a_link_that_is_bad_in_one_direction_is_good_in_the_other() -> None:
+    assert objection(*fault("one_way", "n1", 1.0, 3.0, saw={"held down": 9, "passed up": 9})) is None
+    for saw in ({"held up": 9, "passed up": 9, "passed down": 9}, {"held up": 9, "held down": 9}, {"held up": 9}):
+        assert "the rig saw" in (objection(*fault("one_way", "n1", 1.0, 3.0, saw=saw)) or "")
+
+
+@pytest.mark.parametrize("kind", sorted(set(SIGNS) - INSTANT))
+def test_a_fault_in_which_nothing_could_contradict_it_is_no_fault(kind: str) -> None:
+    assert "it lasted 0.590 s" in (objection(*fault(kind, "n1", 1.0, 1.59)) or "")
 
 
 def test_a_fault_that_bit_is_believed() -> None:

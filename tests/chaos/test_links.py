@@ -201,6 +201,43 @@ async def test_a_server_that_is_down_resets_the_client(echo: tuple[Echo, tuple[s
     await proxy.close()
 
 
+async def test_what_becomes_of_the_bytes_is_counted(
+    proxy: Proxy, echo: tuple[Echo, tuple[str, int]], connect: Connect
+) -> None:
+    def hits() -> dict[str, int]:
+        return {fate: count for fate, count in proxy.hits.items() if count}
+
+    async def becomes(expected: dict[str, int]) -> None:
+        await eventually(lambda: hits() == expected, what=f"{hits()} becomes {expected}")
+        proxy.hits.clear()
+
+    pair = await connect(proxy)
+    await ask(pair, b"abc")
+    await becomes({"passed up": 3, "passed down": 3})
+    proxy.delay = 0.01
+    await ask(pair, b"abc")
+    await becomes({"delayed up": 3, "passed up": 3, "delayed down": 3, "passed down": 3})
+    proxy.heal()
+    proxy.hold(Direction.UP)
+    pair[1].write(b"up")
+    echo[0].writers[0].write(b"down")
+    await becomes({"held up": 2, "passed down": 4})
+    proxy.heal()
+    await becomes({"passed up": 2, "passed down": 2})
+    proxy.half_open()
+    pair[1].write(b"lost")
+    await becomes({"lost up": 4})
+    proxy.heal()
+    await eventually(lambda: proxy.connections == 0)
+    other = await connect(proxy)
+    await ask(other, b"x")
+    proxy.hits.clear()
+    proxy.cut()
+    assert await is_reset(other)
+    assert await is_reset(await connect(proxy))
+    await becomes({"reset": 1, "refused": 1})
+
+
 # -- networks of their own ---------------------------------------------------------------------------------
 
 
@@ -221,7 +258,9 @@ def space() -> Namespace:
 def test_an_unplugged_network_reaches_nobody_until_it_is_plugged_in(space: Namespace) -> None:
     with space:
         assert reaches(space)
+        assert not space.is_unplugged
         space.unplug()
+        assert space.is_unplugged
         assert not reaches(space, within=0.3)
         space.plug()
         assert reaches(space)
