@@ -4,9 +4,9 @@
 every promise, a planted violation for every check (`test_checker.py`).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -22,13 +22,33 @@ message spends in sockets is not taken off it, and a node ignores gaps of its ow
 END_SLACK = 5.0
 """Seconds after its deadline within which a call must have ended: an order of magnitude, not a promise."""
 
-DETECTION = 5.0
-"""Seconds after its fault within which a node may be called dead."""
+DETECTION = 2.5
+"""Seconds within which a dead or frozen node is called dead by every caller, and after its fault may be: it takes 1.0 s
+of silence, as many again for a listener that has to be proven live, and time for a probe."""
+
+RECOVERY = 2.0
+"""Seconds after a fault within which calls may still fail for it, where they may at all."""
 
 ANY_CODE = frozenset(str(code) for code in Code)
 
 HARMLESS = frozenset({"roll", "overload", "delay"})
-"""Kinds of faults that are no excuse for a second execution."""
+"""Kinds of faults that are no excuse for a second execution, nor for a node that is called dead."""
+
+DEADLY = frozenset({"kill", "poison", "freeze"})
+"""Kinds of faults that every caller must notice, if they last for longer than `DETECTION`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """Failures that a scenario allows: of these requests, with these codes, under faults of one kind, not too many."""
+
+    requests: frozenset[str]
+    codes: frozenset[str]
+    under: str
+    """The kind of fault: a call may fail that was under way between its beginning and `RECOVERY` after its end."""
+
+    most: float
+    """How many may: from 1 on for each such fault, below 1 which share of these requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +56,10 @@ class Expect:
     """What a scenario promises. Checks without a field here hold always."""
 
     faults: tuple[str, ...]
-    """Kinds that must have happened, and must have bitten."""
+    """Kinds that must have happened, each as often as it is here, and must have bitten."""
 
-    may_fail: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Codes with which calls of a request class may end; all other calls end `ok`."""
+    may_fail: tuple[Allowed, ...] = ()
+    """All other calls end `ok`."""
 
     failed: int = 0
     """How many calls may end otherwise."""
@@ -133,46 +153,83 @@ def _is_excused(call: Call, first: Start, second: Start, by_target: Mapping[str,
 
 
 def only_expected_failures(story: Story, expect: Expect) -> Iterator[str]:
-    """Calls end `ok`, or with a code that the scenario allows their class."""
-    failed = [
-        call
-        for call in story.calls.values()
-        if call.ends
-        and not call.is_ok
-        and call.ends[0].code not in expect.may_fail.get(call.invoke.request, frozenset())
-    ]
+    """Calls end `ok`, or fail as the scenario allows, and not more of them than it allows."""
+    failed = [call for call in story.calls.values() if call.ends and not call.is_ok]
+    for allowed in expect.may_fail:
+        windows = [window for window in story.windows if window.kind == allowed.under]
+        excused = [call for call in failed if _is_allowed(call, allowed, windows)]
+        failed = [call for call in failed if not _is_allowed(call, allowed, windows)]
+        made = sum(call.invoke.request in allowed.requests for call in story.calls.values())
+        most = allowed.most * (len(windows) if allowed.most >= 1 else made)
+        if len(excused) > most:
+            how = dict(Counter(call.ends[0].code for call in excused))
+            yield f"of {made} {sorted(allowed.requests)} {how} failed under {allowed.under}, {most:g} may"
     if len(failed) > expect.failed:
         for call in failed:
             end = call.ends[0]
             yield f"{call.op} ({call.invoke.request}) ended with {end.code} {end.outcome} after {end.latency:.3f} s"
 
 
+def _is_allowed(call: Call, allowed: Allowed, windows: Sequence[Window]) -> bool:
+    return (
+        call.invoke.request in allowed.requests
+        and call.ends[0].code in allowed.codes
+        and any(window.begin <= call.ended and call.invoke.t <= window.end + RECOVERY for window in windows)
+    )
+
+
 def no_false_death(story: Story, _: Expect) -> Iterator[str]:
-    """Nobody calls a node dead to which, and to whose view, nothing has happened."""
+    """Nobody calls a node dead to which nothing has happened: neither when the server nor when its own link is down."""
     for view in story.views:
         if view.change == "faulted" and not any(
             window.kind not in HARMLESS
-            and window.target in (view.node, view.observer, EVERYBODY)
+            and window.target == view.node
             and window.begin <= view.t <= window.end + DETECTION
             for window in story.windows
         ):
             yield f"{view.observer} called {view.node} dead at {view.t:.3f}, and nothing had happened to it"
 
 
+def deaths_are_noticed(story: Story, _: Expect) -> Iterator[str]:
+    """Every caller that makes calls meanwhile calls a node dead that is killed, or frozen for long enough."""
+    calling: dict[str, list[float]] = defaultdict(list)
+    for call in story.calls.values():
+        calling[call.invoke.caller].append(call.invoke.t)
+    for window in story.windows:
+        if window.kind not in DEADLY or (window.kind == "freeze" and window.end - window.begin <= DETECTION):
+            continue
+        due = window.begin + DETECTION
+        told = {
+            view.observer
+            for view in story.views
+            if view.node == window.target and view.change == "faulted" and window.begin <= view.t <= due
+        }
+        observers = {name for name, times in calling.items() if times[0] < window.begin and times[-1] > due}
+        if missing := observers - told:
+            yield f"{sorted(missing)} did not call {window.target} dead within {DETECTION} s of {window.name}"
+        if not observers:
+            yield f"nobody made calls long enough to notice {window.name} of {window.target}"
+
+
 def successes_go_on(story: Story, expect: Expect) -> Iterator[str]:
-    """The longest time without a success is bounded."""
-    if expect.longest_gap is not None:
-        times = sorted(call.ended for call in story.calls.values() if call.is_ok)
-        for before, after in pairwise(times):
+    """The longest time without a success is bounded up to the last call, and calls succeed after the last fault."""
+    ended = sorted(call.ended for call in story.calls.values() if call.is_ok)
+    made = [call.invoke.t for call in story.calls.values()]
+    if expect.longest_gap is not None and made:
+        for before, after in pairwise([min(made), *ended, max(made)]):
             if after - before > expect.longest_gap:
                 yield f"no success for {after - before:.3f} s, from {before:.3f}"
+    over = max((window.end for window in story.windows), default=0.0)
+    if not any(call.is_ok and call.invoke.t > over for call in story.calls.values()):
+        yield f"no call succeeded that was made after the last fault, which was over at {over:.3f}"
 
 
 def faults_happened(story: Story, expect: Expect) -> Iterator[str]:
     """A run in which nothing happened proves nothing: each fault took place, and the history shows that it bit."""
-    for kind in expect.faults:
-        if not any(window.kind == kind for window in story.windows):
-            yield f"there was no {kind}"
+    happened = Counter(window.kind for window in story.windows)
+    for kind, times in Counter(expect.faults).items():
+        if happened[kind] < times:
+            yield f"there was {happened[kind] or 'no'} {kind}, and {times} were meant"
     for window in story.windows:
         if doubt := evidence.against(window, story):
             yield f"{window.kind} of {window.target} ({window.name}): {doubt}"
@@ -187,6 +244,7 @@ CHECKS: tuple[Check, ...] = (
     second_executions_are_excused,
     only_expected_failures,
     no_false_death,
+    deaths_are_noticed,
     successes_go_on,
     faults_happened,
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from catga_bus.errors import Code
 from tests.chaos import evidence, netns
-from tests.chaos.checker import ANY_CODE, Expect, check
+from tests.chaos.checker import ANY_CODE, RECOVERY, Allowed, Expect, check
 from tests.chaos.cluster import Cluster
 from tests.chaos.proxy import Direction
 from tests.chaos.report import Table, tabulate
@@ -134,7 +134,14 @@ async def freeze_patient(cluster: Cluster, rng: random.Random) -> None:
 @_scenario(
     Expect(
         faults=("freeze",),
-        may_fail={"Pinned": frozenset({Code.TIMEOUT, Code.NO_HANDLER, Code.CIRCUIT_OPEN})},
+        may_fail=(
+            Allowed(
+                requests=frozenset({"Pinned"}),
+                codes=frozenset({Code.TIMEOUT, Code.NO_HANDLER, Code.CIRCUIT_OPEN}),
+                under="freeze",
+                most=0.9,
+            ),
+        ),
         longest_gap=2.0,
     )
 )
@@ -149,7 +156,7 @@ async def thaw(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(2.0)
 
 
-@_scenario(Expect(faults=("roll",), ran_twice=0, longest_gap=2.0))
+@_scenario(Expect(faults=("roll",) * 3, ran_twice=0, longest_gap=2.0))
 async def rolling_restart(cluster: Cluster, rng: random.Random) -> None:
     """All three nodes are replaced, one after the other, as a deploy does it."""
     nodes = await cluster.start_nodes(3)
@@ -263,26 +270,34 @@ async def node_unplugged(cluster: Cluster, rng: random.Random) -> None:
 
 
 _BUSY = frozenset({Code.OVERLOADED, Code.CIRCUIT_OPEN})
+_FLOODED = (
+    Allowed(requests=frozenset({"Heavy"}), codes=_BUSY, under="overload", most=0.97),
+    Allowed(requests=frozenset({"Quick", "Slow"}), codes=_BUSY, under="overload", most=0.5),
+)
+# Of the flood a tenth can be done; what else is asked meanwhile has a handler to itself.
 
 
-@_scenario(Expect(faults=("overload",), may_fail={"Heavy": _BUSY, "Quick": _BUSY}, longest_gap=2.0))
+@_scenario(Expect(faults=("overload",), may_fail=_FLOODED, longest_gap=2.0))
 async def overload(cluster: Cluster, rng: random.Random) -> None:
     """Ten times what the nodes can do: 3 nodes, 2 executions of 20 ms at a time each, and 3,000 calls a second."""
     await cluster.start_nodes(3, intake=64)
     await cluster.start_caller(mix={"Quick": 1.0}, rate=100.0)
     await asyncio.sleep(QUIET)
     await cluster.overload(4.0, mix={"Heavy": 1.0}, rate=3_000.0)
-    await asyncio.sleep(QUIET)
+    await asyncio.sleep(RECOVERY + QUIET)
 
 
 # A bystander that was accepted by both nodes that died is not tried a third time: it might be the poison.
-_BYSTANDER = frozenset({Code.HANDLER_ERROR})
+_POISONED = (
+    Allowed(requests=frozenset({"Poison"}), codes=ANY_CODE, under="poison", most=1),
+    Allowed(requests=frozenset({"Quick", "Slow"}), codes=frozenset({Code.HANDLER_ERROR}), under="poison", most=2),
+)
 
 
 @_scenario(
     Expect(
         faults=("poison",),
-        may_fail={"Poison": ANY_CODE, "Quick": _BYSTANDER, "Slow": _BYSTANDER},
+        may_fail=_POISONED,
         runs_per_call=2,
         longest_gap=2.0,
     )
@@ -350,4 +365,6 @@ def random_schedule(seconds: float) -> Scenario:
 
     The seed gives the same schedule, not the same interleaving.
     """
-    return Scenario(f"random {seconds:g} s", partial(_play_random, seconds), Expect(faults=()))
+    return Scenario(
+        f"random {seconds:g} s", partial(_play_random, seconds), Expect(faults=(), may_fail=_FLOODED, longest_gap=8.0)
+    )

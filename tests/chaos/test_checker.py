@@ -1,11 +1,12 @@
 """The oracle is tested like any other code: each check passes a clean history, and fails one with its fault planted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.checker import CHECKS, Expect, check
+from tests.chaos.checker import CHECKS, Allowed, Expect, check
 from tests.chaos.evidence import INSTANT, against
 from tests.chaos.history import (
     Done,
@@ -99,7 +100,7 @@ def clean() -> list[Record]:
         ended("c1-3", 1.7, "n2"),
         done("c1-3", 1.71, "n2", latency=0.71),
         View(1.7, "c1", "n1", "faulted"),
-        *call("c1-4", 2.5, "n2"),
+        *call("c1-4", 4.0, "n2"),
     ]
 
 
@@ -113,6 +114,30 @@ def test_a_clean_history_passes_every_check() -> None:
 
 def without(kind: type, op: str) -> list[Record]:
     return [one for one in clean() if not (isinstance(one, kind) and getattr(one, "op", None) == op)]
+
+
+def without_views(records: list[Record]) -> list[Record]:
+    return [one for one in records if not isinstance(one, View)]
+
+
+FLOOD = Expect(
+    faults=("overload",),
+    may_fail=(Allowed(requests=frozenset({"Quick"}), codes=frozenset({"OVERLOADED"}), under="overload", most=0.5),),
+)
+
+
+def refused(op: str, t: float, code: str = "OVERLOADED") -> Done:
+    return done(op, t, None, code, "not_run")
+
+
+def flooded(failed: int) -> list[Record]:
+    """An overload under which so many of five calls fail."""
+    return [
+        *call("c1-1", 0.0),
+        *fault("overload", "load", 1.0, 3.0),
+        *(record for count in range(failed) for record in (called(f"c1-x{count}", 1.5), refused(f"c1-x{count}", 1.6))),
+        *(record for count in range(4 - failed) for record in call(f"c1-y{count}", 4.0)),
+    ]
 
 
 PLANTED: dict[str, tuple[str, Callable[[], list[Record]], Expect]] = {
@@ -241,6 +266,78 @@ PLANTED: dict[str, tuple[str, Callable[[], list[Record]], Expect]] = {
         lambda: [*without(Done, "c1-2"), done("c1-2", 0.6, "n2", "answer of c1-9", "failed")],
         KILL,
     ),
+    "more failures than may be": ("only_expected_failures", lambda: flooded(failed=3), FLOOD),
+    "a failure of a request that may not fail": (
+        "only_expected_failures",
+        lambda: [*flooded(failed=1), called("c1-5", 1.5, "Slow"), refused("c1-5", 1.6)],
+        FLOOD,
+    ),
+    "a failure with another code": (
+        "only_expected_failures",
+        lambda: [*flooded(failed=1), called("c1-5", 1.5), refused("c1-5", 1.6, "NO_HANDLER")],
+        FLOOD,
+    ),
+    "a failure long after the fault that it was allowed for": (
+        "only_expected_failures",
+        lambda: [*flooded(failed=1), called("c1-5", 6.0), refused("c1-5", 6.1)],
+        FLOOD,
+    ),
+    "a failure before it": (
+        "only_expected_failures",
+        lambda: [*flooded(failed=1), called("c1-5", 0.2), refused("c1-5", 0.3)],
+        FLOOD,
+    ),
+    "a node called dead because the server is down": (
+        "no_false_death",
+        lambda: [
+            *call("c1-1", 0.0),
+            *fault("restart_server", "server", 1.0, 2.0),
+            View(2.5, "c1", "n1", "faulted"),
+            *call("c1-2", 3.0),
+        ],
+        Expect(faults=("restart_server",)),
+    ),
+    "a node called dead because the link of its observer is down": (
+        "no_false_death",
+        lambda: [
+            *call("c1-1", 0.0),
+            *fault("half_open", "c1", 1.0, 3.0),
+            View(2.5, "c1", "n1", "faulted"),
+            *call("c1-2", 4.0),
+        ],
+        Expect(faults=("half_open",)),
+    ),
+    "a node called dead long after it thawed": (
+        "no_false_death",
+        lambda: [
+            *call("c1-1", 0.0),
+            *fault("freeze", "n1", 1.0, 2.0),
+            View(4.9, "c1", "n1", "faulted"),
+            *call("c1-2", 5.0),
+        ],
+        Expect(faults=("freeze",)),
+    ),
+    "a killed node that nobody calls dead": ("deaths_are_noticed", lambda: without_views(clean()), KILL),
+    "a killed node that is called dead late": (
+        "deaths_are_noticed",
+        lambda: [*without_views(clean()), View(3.75, "c1", "n1", "faulted")],
+        KILL,
+    ),
+    "a killed node that one of two callers does not call dead": (
+        "deaths_are_noticed",
+        lambda: [*clean(), *call("c2-1", 0.5, "n2"), *call("c2-2", 4.0, "n2")],
+        KILL,
+    ),
+    "a frozen node that nobody calls dead": (
+        "deaths_are_noticed",
+        lambda: [*call("c1-1", 0.0), *fault("freeze", "n1", 1.0, 4.0), *call("c1-2", 4.5)],
+        Expect(faults=("freeze",)),
+    ),
+    "a kill at the end of the run, which nobody could notice": (
+        "deaths_are_noticed",
+        lambda: [*call("c1-1", 0.0), *fault("kill", "n1", 1.0, 1.1), *call("c1-2", 1.5, "n2")],
+        KILL,
+    ),
     "a node called dead that lives": ("no_false_death", lambda: [*clean(), View(2.0, "c1", "n2", "faulted")], KILL),
     "a node called dead for an overload": (
         "no_false_death",
@@ -252,6 +349,21 @@ PLANTED: dict[str, tuple[str, Callable[[], list[Record]], Expect]] = {
         clean,
         Expect(faults=("kill",), longest_gap=0.7),
     ),
+    "no success from a fault to the end of the run": (
+        "successes_go_on",
+        lambda: [
+            *call("c1-1", 0.0),
+            *fault("overload", "load", 1.0, 2.0),
+            *(record for t in range(2, 9) for record in (called(f"c1-x{t}", t), refused(f"c1-x{t}", t + 0.1))),
+        ],
+        Expect(faults=("overload",), longest_gap=5.0),
+    ),
+    "no success that was asked for after the fault": (
+        "successes_go_on",
+        lambda: [*call("c1-1", 0.0), *fault("freeze", "n1", 1.0, 2.0), *call("c1-2", 1.9, "n2")],
+        Expect(faults=("freeze",)),
+    ),
+    "one fault where two were meant": ("faults_happened", clean, Expect(faults=("kill", "kill"))),
     "no fault at all": ("faults_happened", lambda: call("c1-1", 0.0), KILL),
     "a fault of another kind": ("faults_happened", clean, Expect(faults=("kill", "freeze"))),
     "a killed process that goes on": ("faults_happened", lambda: [*clean(), started("c1-4", 2.6, "n1", 2)], KILL),
@@ -330,8 +442,27 @@ def test_a_second_execution_is_excused_by_a_cut_link_of_its_caller_or_its_node_a
             started("c1-1", 2.1, "n2", 2),
             ended("c1-1", 2.2, "n2"),
             done("c1-1", 2.3, "n2"),
+            *call("c1-2", 2.5, "n2"),
         ]
         assert broken(records, Expect(faults=(kind,))) == set(), kind
+
+
+def test_failures_within_their_bounds_are_allowed() -> None:
+    assert broken(flooded(failed=2), FLOOD) == set()
+
+
+def test_a_bound_in_calls_counts_for_each_fault() -> None:
+    expect = Expect(faults=("overload",), may_fail=(replace(FLOOD.may_fail[0], most=1),))
+    assert broken(flooded(failed=1), expect) == set()
+    assert "only_expected_failures" in broken(flooded(failed=2), expect)
+    assert broken([*flooded(failed=2), *fault("overload", "load", 1.1, 3.0)], expect) == set()
+
+
+def test_a_node_may_be_called_dead_for_a_freeze_or_a_cut_and_need_not_for_a_short_one() -> None:
+    for kind in ("freeze", "cut"):
+        records = [*call("c1-1", 0.0), *fault(kind, "n1", 1.0, 2.0), *call("c1-2", 4.5)]
+        assert broken(records, Expect(faults=(kind,))) == set(), kind
+        assert broken([*records, View(2.2, "c1", "n1", "faulted")], Expect(faults=(kind,))) == set(), kind
 
 
 def test_what_lay_in_a_link_may_be_executed_when_the_link_gives_it_back() -> None:
@@ -343,6 +474,7 @@ def test_what_lay_in_a_link_may_be_executed_when_the_link_gives_it_back() -> Non
         ended("c1-1", 1.5, "n2"),
         done("c1-1", 1.6, "n2"),
         started("c1-1", 2.1, "n1", 1),
+        *call("c1-2", 2.5, "n2"),
     ]
     assert broken(records, Expect(faults=("one_way",))) == set()
 
