@@ -38,7 +38,7 @@ class Cluster:
     """One run of the rig. Use it in an `async with` statement.
 
     Args:
-        directory: For the history, the logs and the server; made if need be.
+        directory: For the history, the logs and the server; made if need be, and without a history.
         seed: Of everything random in the callers.
 
     Attributes:
@@ -53,6 +53,7 @@ class Cluster:
         self.callers: dict[str, Child] = {}
         self._namespace = f"c{uuid4().hex[:12]}"
         self._history = directory / "history"
+        self._options: dict[str, dict[str, int]] = {}
         self._links: dict[str, Proxy] = {}
         self._spaces: dict[str, Namespace] = {}
         self._numbers = itertools.count(1)
@@ -61,7 +62,7 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         """Start the server and the rig's own connection."""
-        self._history.mkdir(parents=True, exist_ok=True)
+        self._history.mkdir(parents=True)  # nothing of another run is in it
         try:
             await self._start()
         except BaseException:
@@ -107,6 +108,7 @@ class Cluster:
             prefix, host = space.prefix, space.host
         url = await self._url(name, host) if linked or in_space else self.server.url
         plan = NodePlan(url, self._namespace, name, str(self._history), **options)
+        self._options[name] = options
         child = self.nodes[name] = await self._child(name, "tests.chaos.service", plan, prefix)
 
         async with asyncio.timeout(READY_TIMEOUT):
@@ -254,7 +256,7 @@ class Cluster:
         """Start another node like it, then SIGTERM this one and wait for its end; return the id of the new one."""
         child = self.nodes[name]
         async with self.fault("roll", name, child.pid) as see:
-            successor = await self.start_node(linked=name in self._links)
+            successor = await self.start_node(linked=name in self._links, **self._options[name])
             del self.nodes[name]
             code = await child.terminate()
             see({_end_of(child): 1})
@@ -326,7 +328,7 @@ class Cluster:
     async def overload(self, seconds: float, **load: object) -> None:
         """Put a second caller with its load on top."""
         async with self.fault("overload", "load"):
-            name = await self.start_caller("flood", **load)  # type: ignore[arg-type]
+            name = await self.start_caller(f"flood{next(self._numbers)}", **load)  # type: ignore[arg-type]
             await asyncio.sleep(seconds)
             await self.stop_callers(name)
 

@@ -169,3 +169,6 @@ _EVIDENCE: dict[str, Evidence] = {
     "unplug": _was_cut,
     "delay": _was_slow,
 }
+
+KINDS = frozenset(_EVIDENCE)
+"""Kinds of faults that can be judged."""

@@ -7,14 +7,14 @@ something is under way whenever a node dies.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from catga_bus.errors import Code
 from tests.chaos import evidence, netns
-from tests.chaos.checker import ANY_CODE, RECOVERY, Allowed, Expect, check
+from tests.chaos.checker import ANY_CODE, DETECTION, RECOVERY, Allowed, Expect, check
 from tests.chaos.cluster import Cluster
 from tests.chaos.proxy import Direction
 from tests.chaos.report import Table, tabulate
@@ -27,7 +27,11 @@ QUIET = 1.0
 LEAST = evidence.SHORTEST + 0.1
 # Seconds that a fault lasts at least: of a shorter one nobody could say whether it was real.
 
-Play = Callable[[Cluster, random.Random], Awaitable[None]]
+Play = Callable[[Cluster, random.Random], Awaitable[Sequence[str] | None]]
+"""Plays; returns the kinds of the faults that it drew, which must have happened beside those of its `Expect`."""
+
+Move = tuple[str, Callable[[], Awaitable[object]]]
+"""A kind of fault, and what makes one."""
 
 
 def _always() -> str | None:
@@ -69,13 +73,14 @@ async def play(scenario: Scenario, seed: str, directory: Path) -> Played:
     """
     try:
         async with Cluster(directory, seed) as cluster:
-            await scenario.play(cluster, random.Random(seed))
+            drawn = await scenario.play(cluster, random.Random(seed)) or ()
             records = await cluster.finish()
     except Exception as error:
         error.add_note(f"{scenario.name}, seed {seed}: history and logs in {directory}")
         raise
     story = tell(records)
-    return Played(check(story, scenario.expect), tabulate(story))
+    expect = replace(scenario.expect, faults=(*scenario.expect.faults, *drawn))
+    return Played(check(story, expect), tabulate(story))
 
 
 SCENARIOS: dict[str, Scenario] = {}
@@ -139,7 +144,7 @@ async def freeze_patient(cluster: Cluster, rng: random.Random) -> None:
                 requests=frozenset({"Pinned"}),
                 codes=frozenset({Code.TIMEOUT, Code.NO_HANDLER, Code.CIRCUIT_OPEN}),
                 under="freeze",
-                most=0.9,
+                most=0.75,
             ),
         ),
         longest_gap=2.0,
@@ -272,7 +277,7 @@ async def node_unplugged(cluster: Cluster, rng: random.Random) -> None:
 _BUSY = frozenset({Code.OVERLOADED, Code.CIRCUIT_OPEN})
 _FLOODED = (
     Allowed(requests=frozenset({"Heavy"}), codes=_BUSY, under="overload", most=0.97),
-    Allowed(requests=frozenset({"Quick", "Slow"}), codes=_BUSY, under="overload", most=0.5),
+    Allowed(requests=frozenset({"Quick", "Slow"}), codes=_BUSY, under="overload", most=0.05),
 )
 # Of the flood a tenth can be done; what else is asked meanwhile has a handler to itself.
 
@@ -317,25 +322,34 @@ async def poison(cluster: Cluster, rng: random.Random) -> None:
 RANDOM_TIMEOUT = 10.0
 
 
-async def _play_random(seconds: float, cluster: Cluster, rng: random.Random) -> None:
+# Of the nodes: a flood fills the intakes, the backlog of a server that stood still does not.
+RANDOM_NODES = {"heavy_concurrency": 4, "intake": 256}
+
+
+async def _play_random(seconds: float, cluster: Cluster, rng: random.Random) -> Sequence[str]:
     """Three linked nodes, a linked caller and one that is not; one fault after the other until the time is up."""
     for _ in range(3):
-        await cluster.start_node(linked=True)
+        await cluster.start_node(linked=True, **RANDOM_NODES)
     await cluster.start_caller("c1", mix=STEADY, rate=150.0, timeout=RANDOM_TIMEOUT, linked=True)
     await cluster.start_caller("c2", mix=STEADY, rate=150.0, timeout=RANDOM_TIMEOUT)
     await asyncio.sleep(QUIET)
     loop = asyncio.get_running_loop()
     over = loop.time() + seconds
-    deck: list[Callable[[], Awaitable[object]]] = []
+    deck: list[Move] = []
+    drawn: list[str] = []
     while loop.time() < over:
         if not deck:
             deck = rng.sample(moves(cluster, rng), len(moves(cluster, rng)))
         await cluster.wait_all_serve()
-        await deck.pop()()
+        kind, make = deck.pop()
+        drawn.append(kind)
+        await make()
         await asyncio.sleep(rng.uniform(1.0, 3.0))
+    await asyncio.sleep(DETECTION)
+    return drawn
 
 
-def moves(cluster: Cluster, rng: random.Random) -> list[Callable[[], Awaitable[object]]]:
+def moves(cluster: Cluster, rng: random.Random) -> list[Move]:
     """Return one fault of every kind, each of which draws its target and its length when it is called."""
 
     def node() -> str:
@@ -343,20 +357,29 @@ def moves(cluster: Cluster, rng: random.Random) -> list[Callable[[], Awaitable[o
 
     async def kill_and_replace() -> None:
         await cluster.kill(node())
-        await cluster.start_node(linked=True)
+        await cluster.start_node(linked=True, **RANDOM_NODES)
+
+    def flood() -> Awaitable[None]:
+        return cluster.overload(3.0, mix={"Heavy": 1.0}, rate=1_500.0, timeout=RANDOM_TIMEOUT)
+
+    def way() -> Direction:
+        return rng.choice(list(Direction))
 
     return [
-        kill_and_replace,
-        lambda: cluster.freeze(node(), rng.uniform(LEAST, 4.0)),
-        lambda: cluster.roll(node()),
-        lambda: cluster.restart_server(rng.uniform(LEAST, 1.5)),
-        lambda: cluster.freeze_server(rng.uniform(LEAST, 2.0)),
-        lambda: cluster.cut(node(), rng.uniform(LEAST, 2.0)),
-        lambda: cluster.cut("c1", rng.uniform(LEAST, 2.0)),
-        lambda: cluster.half_open(node(), rng.uniform(LEAST, 3.0)),
-        lambda: cluster.half_open("c1", rng.uniform(LEAST, 2.0)),
-        lambda: cluster.one_way(node(), rng.choice(list(Direction)), rng.uniform(LEAST, 3.0)),
-        lambda: cluster.delay(node(), 0.04, rng.uniform(1.0, 3.0)),
+        ("kill", kill_and_replace),
+        ("freeze", lambda: cluster.freeze(node(), rng.uniform(LEAST, 4.0))),
+        ("roll", lambda: cluster.roll(node())),
+        ("overload", flood),
+        ("restart_server", lambda: cluster.restart_server(rng.uniform(LEAST, 1.5))),
+        ("freeze_server", lambda: cluster.freeze_server(rng.uniform(LEAST, 2.0))),
+        ("cut", lambda: cluster.cut(node(), rng.uniform(LEAST, 2.0))),
+        ("cut", lambda: cluster.cut("c1", rng.uniform(LEAST, 2.0))),
+        ("half_open", lambda: cluster.half_open(node(), rng.uniform(LEAST, 3.0))),
+        ("half_open", lambda: cluster.half_open("c1", rng.uniform(LEAST, 2.0))),
+        ("one_way", lambda: cluster.one_way(node(), way(), rng.uniform(LEAST, 3.0))),
+        ("one_way", lambda: cluster.one_way("c1", way(), rng.uniform(LEAST, 2.0))),
+        ("delay", lambda: cluster.delay(node(), 0.04, rng.uniform(1.0, 3.0))),
+        ("delay", lambda: cluster.delay("c1", 0.04, rng.uniform(1.0, 3.0))),
     ]
 
 
