@@ -38,4 +38,4 @@ def read_executions(directory: Path) -> Iterator[Execution]:
         content = file.read_bytes()
         whole = len(content) - len(content) % _ENTRY.size
         for order, started in _ENTRY.iter_unpack(content[:whole]):
-            yield Execution(order, started)
+            yield Execution(order, started, int(file.stem))

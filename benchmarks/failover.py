@@ -2,7 +2,9 @@
 
 The load is open: so many requests per second, each with a deadline, whether or not earlier ones were
 answered. Faults befall one of three node processes in turn; the server is one with default pings,
-which does not notice a frozen client for minutes. A bare queue group carries the same load.
+which does not notice a frozen client for minutes. With quick handlers next to nothing runs on a node when
+it dies; the busy parts have handlers of a tenth of a second, and so tens of requests that were accepted and
+not answered. A crowd keeps hundreds in flight at once. A bare queue group carries the load of the quick ones.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.executions import read_executions
-from benchmarks.failover_report import FailoverFigures, Rolls, ServerRestart, markdown
+from benchmarks.failover_report import BUSY, IN_A_CROWD, QUICK, FailoverFigures, Rolls, ServerRestart, markdown
 from benchmarks.fleet import Fleet, Where, Witnessed, freeze
 from benchmarks.options import positive_integer, positive_number
 from benchmarks.outages import OK, Call, Fault, Kind, by_order, outage, share_failed_of_frozen, toll
@@ -24,12 +26,18 @@ from benchmarks.server import PlainServer, Server
 
 HELP = "what callers feel when nodes are killed, frozen and rolled, and when the server is killed"
 
-PARTS = ("kills", "freezes", "rolls", "server", "group")
+PARTS = ("kills", "freezes", "busy-kills", "busy-freezes", "crowd", "rolls", "server", "group")
 
 CALL_TIMEOUT = 2.0
 SERVER_CALL_TIMEOUT = 10.0
 HANDLER_SECONDS = 0.005
 """What a handler waits: so that there are calls in flight when a fault comes, as there are in an ordinary service."""
+
+BUSY_HANDLER_SECONDS = 0.1
+"""What the handler of the busy parts and of the crowd waits."""
+
+CROWD = 512
+"""Calls in flight when a node of the crowd freezes."""
 
 _NODES = 3
 _DOWN_SECONDS = 1.0
@@ -50,8 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which parts to measure (default: {','.join(PARTS)})",
     )
     for name, default, what in (
-        ("kills", 30, "nodes killed"),
-        ("freezes", 30, "nodes frozen for 3 s"),
+        ("kills", 15, "nodes killed"),
+        ("freezes", 15, "nodes frozen for 3 s"),
+        ("busy-kills", 30, "nodes killed with tens of requests in hand"),
+        ("busy-freezes", 30, "nodes frozen for 3 s with tens of requests in hand"),
         ("rolls", 20, "rolling restarts of all nodes"),
         ("server-restarts", 5, "times that the server is killed"),
         ("nodes", 10, "nodes that the killed server has"),
@@ -62,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", type=positive_number, metavar="R", help="requests per second (default: 400; quick: 100)"
     )
+    parser.add_argument(
+        "--busy-rate",
+        type=positive_number,
+        metavar="R",
+        help="requests per second of the busy parts, a tenth of which are in flight (default: 900; quick: 200)",
+    )
 
 
 def run(options: argparse.Namespace, server: Server, progress: Progress) -> Report:
@@ -71,13 +87,18 @@ def run(options: argparse.Namespace, server: Server, progress: Progress) -> Repo
         return value if value is not None else quick if options.quick else usual
 
     settings = {
-        "kills": number(options.kills, 30),
-        "freezes": number(options.freezes, 30),
+        "kills": number(options.kills, 15),
+        "freezes": number(options.freezes, 15),
+        "busy_kills": number(options.busy_kills, 30),
+        "busy_freezes": number(options.busy_freezes, 30),
         "rolls": number(options.rolls, 20),
         "server_restarts": number(options.server_restarts, 5),
         "nodes": number(options.nodes, 10, 3),
         "rate": options.rate if options.rate is not None else 100.0 if options.quick else 400.0,
+        "busy_rate": options.busy_rate if options.busy_rate is not None else 200.0 if options.quick else 900.0,
+        "crowd": CROWD,
         "handler_seconds": HANDLER_SECONDS,
+        "busy_handler_seconds": BUSY_HANDLER_SECONDS,
         "timeout": CALL_TIMEOUT,
         "timeout_with_server_restarts": SERVER_CALL_TIMEOUT,
         "parts": options.only,
@@ -104,6 +125,9 @@ class _Run:
         of_part = {
             "kills": self._settings["kills"],
             "freezes": self._settings["freezes"],
+            "busy-kills": self._settings["busy_kills"],
+            "busy-freezes": self._settings["busy_freezes"],
+            "crowd": 1,
             "rolls": self._settings["rolls"],
             "server": self._settings["server_restarts"],
             "group": self._group_freezes,
@@ -116,6 +140,9 @@ class _Run:
         parts: dict[str, Callable[[FailoverFigures], None]] = {
             "kills": self._kills,
             "freezes": self._freezes,
+            "busy-kills": self._busy_kills,
+            "busy-freezes": self._busy_freezes,
+            "crowd": self._crowd,
             "rolls": self._rolls,
             "server": self._server_restarts,
             "group": self._group,
@@ -125,36 +152,50 @@ class _Run:
         return figures
 
     @contextmanager
-    def _place(self, part: str) -> Iterator[Where]:
+    def _place(self, part: str, handler_seconds: float = HANDLER_SECONDS) -> Iterator[Where]:
         """Hold a server whose pings are the default, or the one that was given."""
         namespace = f"{self._namespace}-{part}"
         if self._given is not None:
-            yield Where(self._given.url, namespace, HANDLER_SECONDS)
+            yield Where(self._given.url, namespace, handler_seconds)
             return
         with PlainServer() as server:
-            yield Where(server.url, namespace, HANDLER_SECONDS)
+            yield Where(server.url, namespace, handler_seconds)
 
     def _kills(self, figures: FailoverFigures) -> None:
-        self._faults(figures, Kind.KILL, self._settings["kills"])
+        self._faults(figures, Kind.KILL, QUICK, self._settings["kills"])
 
     def _freezes(self, figures: FailoverFigures) -> None:
-        self._faults(figures, Kind.FREEZE, self._settings["freezes"])
+        self._faults(figures, Kind.FREEZE, QUICK, self._settings["freezes"])
 
-    def _faults(self, figures: FailoverFigures, kind: Kind, times: int) -> None:
-        with self._place(kind) as where, Fleet(where, _NODES) as fleet:
+    def _busy_kills(self, figures: FailoverFigures) -> None:
+        self._faults(figures, Kind.KILL, BUSY, self._settings["busy_kills"])
+
+    def _busy_freezes(self, figures: FailoverFigures) -> None:
+        self._faults(figures, Kind.FREEZE, BUSY, self._settings["busy_freezes"])
+
+    def _crowd(self, figures: FailoverFigures) -> None:
+        self._faults(figures, Kind.FREEZE, IN_A_CROWD, 1)
+
+    def _faults(self, figures: FailoverFigures, kind: Kind, load: str, times: int) -> None:
+        handler_seconds = HANDLER_SECONDS if load == QUICK else BUSY_HANDLER_SECONDS
+        name = f"{kind}{load}"
+        with self._place(name.replace(", ", "-").replace(" ", "-"), handler_seconds) as where, Fleet(where, _NODES) as fleet:
             if kind is Kind.KILL:
                 fleet.hold_standby()
-            fleet.begin_load(self._settings["rate"], CALL_TIMEOUT)
+            if load == IN_A_CROWD:
+                fleet.begin_crowd(CROWD, CALL_TIMEOUT)
+            else:
+                fleet.begin_load(self._settings["rate" if load == QUICK else "busy_rate"], CALL_TIMEOUT)
             time.sleep(_QUIET_SECONDS)
             witnessed: list[Witnessed] = []
             for turn in range(1, times + 1):
-                self._progress.step(f"{kind} {turn} of {times}")
+                self._progress.step(f"{name} {turn} of {times}")
                 witnessed.append(fleet.kill() if kind is Kind.KILL else fleet.freeze())
             calls, executions = fleet.end_load(CALL_TIMEOUT)
-        figures.outages += [
+        figures.outages[name] = [
             outage(one.fault, calls, executions, one.views, one.views, CALL_TIMEOUT) for one in witnessed
         ]
-        figures.tolls[str(kind)] = toll(calls, executions, CALL_TIMEOUT)
+        figures.tolls[name] = toll(calls, by_order(executions), CALL_TIMEOUT)
 
     def _rolls(self, figures: FailoverFigures) -> None:
         times = self._settings["rolls"]
@@ -168,7 +209,7 @@ class _Run:
                 lasted += fleet.roll()
             calls, executions = fleet.end_load(CALL_TIMEOUT)
         figures.rolls = Rolls(times, lasted)
-        figures.tolls["rolling restart"] = toll(calls, executions, CALL_TIMEOUT)
+        figures.tolls["rolling restart"] = toll(calls, by_order(executions), CALL_TIMEOUT)
 
     def _server_restarts(self, figures: FailoverFigures) -> None:
         times, nodes = self._settings["server_restarts"], self._settings["nodes"]
@@ -189,7 +230,7 @@ class _Run:
                 fleet.wait_whole()
                 deaths = fleet.false_deaths()
         figures.server = ServerRestart(nodes, [_first_answer(calls, back) for _, back in returns], deaths)
-        figures.tolls["server killed"] = toll(calls, executions, SERVER_CALL_TIMEOUT)
+        figures.tolls["server killed"] = toll(calls, by_order(executions), SERVER_CALL_TIMEOUT)
 
     def _group(self, figures: FailoverFigures) -> None:
         faults: list[Fault] = []

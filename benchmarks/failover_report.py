@@ -19,6 +19,11 @@ WANTED_FIRST_P99 = Target(0.6, higher_is_better=False)
 WANTED_RETURN = Target(1.0, higher_is_better=False)
 """Seconds from the return of the server to the first answer."""
 
+QUICK = ""
+BUSY = ", busy"
+IN_A_CROWD = ", in a crowd"
+# The loads: what the name of a kind of fault is followed by.
+
 NONE = Target(0.0, higher_is_better=False)
 
 _MEASURES = {
@@ -57,7 +62,9 @@ class FailoverFigures:
     """Everything that was measured."""
 
     rate: float
-    outages: list[Outage] = field(default_factory=list)
+    outages: dict[str, list[Outage]] = field(default_factory=dict)
+    """By the kind of the fault and the load."""
+
     tolls: dict[str, Toll] = field(default_factory=dict)
     rolls: Rolls | None = None
     server: ServerRestart | None = None
@@ -72,34 +79,43 @@ class FailoverFigures:
     def as_json(self) -> dict[str, Any]:
         """Return all of it for the raw data."""
         return {
-            "outages": [one.as_json() for one in self.outages],
+            "outages": {name: [one.as_json() for one in outages] for name, outages in self.outages.items()},
             "tolls": {name: asdict(toll) for name, toll in self.tolls.items()},
             "rolls": None if self.rolls is None else asdict(self.rolls),
             "server_restarts": None if self.server is None else asdict(self.server),
             "bare_queue_group_share_failed": self.group_shares,
         }
 
-    def outages_of(self, kind: Kind) -> list[Outage]:
-        """Return the faults of one kind."""
-        return [one for one in self.outages if one.kind is kind]
-
 
 def markdown(figures: FailoverFigures) -> str:
     """Return all tables, and the sentences that belong to them."""
-    parts = [_times(figures), _tolls(figures), _sentences(figures), _verdicts(figures)]
+    parts = [_times(figures), _on_nodes(figures), _tolls(figures), _sentences(figures), _verdicts(figures)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _times(figures: FailoverFigures) -> str:
     rows = []
-    for kind in Kind:
-        outages = figures.outages_of(kind)
+    for fault, outages in figures.outages.items():
         for name, title in _MEASURES.items():
             values = _values(outages, name)
             if values:
-                cells = [f"{percentile(values, share):.3f}" for share in (0.5, 0.99, 1.0)]
-                rows.append([f"{kind}: {title}", f"{len(values)} of {len(outages)}", *cells])
+                rows.append([f"{fault}: {title}", f"{len(values)} of {len(outages)}", *_shares(values)])
     return markdown_table(["seconds", "faults", "p50", "p99", "max"], rows) if rows else ""
+
+
+def _on_nodes(figures: FailoverFigures) -> str:
+    """Return the calls that the nodes were executing when the faults came, which are lost in the totals."""
+    rows = []
+    for fault, outages in figures.outages.items():
+        latencies = [latency for one in outages for latency in one.on_node]
+        counts = [len(outages), len(latencies), sum(one.on_node_failed for one in outages)]
+        rows.append([fault, *(f"{count:,}" for count in counts), *(_shares(latencies) if latencies else "---")])
+    headers = ["calls on the node", "faults", "calls", "failed", "p50, s", "p99, s", "max, s"]
+    return markdown_table(headers, rows) if rows else ""
+
+
+def _shares(values: Sequence[float]) -> list[str]:
+    return [f"{percentile(values, share):.3f}" for share in (0.5, 0.99, 1.0)]
 
 
 def _tolls(figures: FailoverFigures) -> str:
@@ -139,16 +155,14 @@ def _sentences(figures: FailoverFigures) -> str:
 
 
 def _verdicts(figures: FailoverFigures) -> str:
-    kills, freezes = figures.outages_of(Kind.KILL), figures.outages_of(Kind.FREEZE)
     rows = []
-    if kills:
-        rows.append(
-            _verdict("killed node out of every live view, worst, s", kills, "faulted_seconds", WANTED_DETECTION)
-        )
-    if freezes:
-        rows.append(
-            _verdict("frozen node: p99 in the first second, median, s", freezes, "p99_first", WANTED_FIRST_P99, 0.5)
-        )
+    for fault, outages in figures.outages.items():
+        if fault.startswith(Kind.KILL):
+            title = f"{fault}: out of every live view, worst, s"
+            rows.append(_verdict(title, outages, "faulted_seconds", WANTED_DETECTION))
+        else:
+            title = f"{fault}: p99 in the first second, median, s"
+            rows.append(_verdict(title, outages, "p99_first", WANTED_FIRST_P99, 0.5))
     for name, toll in figures.tolls.items():
         if not name.startswith("bare"):
             rows.append(_row(f"{name}: requests failed", NONE, float(toll.failed)))

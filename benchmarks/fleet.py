@@ -12,7 +12,7 @@ from typing import Self
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.executions import read_executions
-from benchmarks.outages import Call, Fault, Kind, Sight, by_order
+from benchmarks.outages import Call, Execution, Fault, Kind, Sight
 from benchmarks.processes import RoleFailedError, RoleProcess
 
 FREEZE_SECONDS = 3.0
@@ -103,11 +103,15 @@ class Fleet:
         """Have the caller send `rate` requests per second, each with so many seconds."""
         self._caller.call("begin_load", timeout=_CALL_SECONDS, rate=rate, seconds=timeout)
 
-    def end_load(self, timeout: float) -> tuple[list[Call], dict[int, list[float]]]:
-        """Stop the load; return all calls, and when each order was started."""
+    def begin_crowd(self, in_flight: int, timeout: float) -> None:
+        """Have the caller keep so many requests in flight, each with so many seconds."""
+        self._caller.call("begin_crowd", timeout=_CALL_SECONDS, in_flight=in_flight, seconds=timeout)
+
+    def end_load(self, timeout: float) -> tuple[list[Call], list[Execution]]:
+        """Stop the load; return all calls, and all executions."""
         patience = timeout + _CALL_SECONDS
         calls: list[Call] = self._caller.call("end_load", timeout=patience, seconds=timeout)
-        return calls, by_order(read_executions(self._directory))
+        return calls, list(read_executions(self._directory))
 
     def hold_standby(self) -> None:
         """Have a process ready that can take the place of a node, with everything imported."""
@@ -132,6 +136,7 @@ class Fleet:
         """Kill the next node (SIGKILL), watch, and have the standby take its place."""
         self.hold_standby()
         victim = self._take_turn()
+        process = victim.process.pid
         at = time.monotonic()
         victim.process.send_signal(signal.SIGKILL)
         time.sleep(WATCH_SECONDS)
@@ -141,7 +146,7 @@ class Fleet:
             raise BenchmarkError(f"node {victim.id} was to be killed and ended with {victim.process.exit_code}")
         views = self._views(victim)
         self._replace(victim)
-        return Witnessed(Fault(Kind.KILL, victim.id, at, until, self._settled()), views)
+        return Witnessed(Fault(Kind.KILL, victim.id, at, until, self._settled(), process), views)
 
     def freeze(self, seconds: float = FREEZE_SECONDS) -> Witnessed:
         """Freeze the next node (SIGSTOP) for so long, and watch."""
@@ -151,7 +156,7 @@ class Fleet:
         time.sleep(_THAWED_SECONDS)
         self.wait_whole()
         views = self._views(victim)
-        return Witnessed(Fault(Kind.FREEZE, victim.id, at, until, self._settled()), views)
+        return Witnessed(Fault(Kind.FREEZE, victim.id, at, until, self._settled(), victim.process.pid), views)
 
     def roll(self) -> list[float]:
         """Restart all nodes, one after the other: SIGTERM, wait, replace.

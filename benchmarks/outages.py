@@ -41,6 +41,8 @@ class Execution(NamedTuple):
 
     order: int
     started: float
+    process: int = 0
+    """Of the node."""
 
 
 class Sight(NamedTuple):
@@ -65,6 +67,9 @@ class Fault:
 
     over: float
     """When the next fault may begin: calls sent from `at` to here belong to this one."""
+
+    process: int = 0
+    """Of the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,11 @@ class Outage:
     executed_twice: int
     started_late: int
     """Executions that began after their caller had given up."""
+
+    on_node: Sequence[float] = ()
+    """Latencies of the calls that the node was executing at the fault: those that need a second attempt."""
+
+    on_node_failed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it for the raw data."""
@@ -176,7 +186,7 @@ def by_order(executions: Iterable[Execution]) -> dict[int, list[float]]:
 def outage(
     fault: Fault,
     calls: Sequence[Call],
-    executions: Mapping[int, Sequence[float]],
+    executions: Sequence[Execution],
     views: Mapping[str, Sequence[Sight]],
     live: Iterable[str],
     timeout: float,
@@ -186,18 +196,20 @@ def outage(
     Args:
         fault: The fault.
         calls: All calls of the run.
-        executions: When each order was started.
+        executions: All of the run.
         views: What each process saw.
         live: The processes that had to see it.
         timeout: Seconds that each call had.
     """
     own = [call for call in calls if call.ended > fault.at and call.sent < fault.over]
     in_flight = [call for call in own if call.sent <= fault.at]
+    started = {one.order for one in executions if one.process == fault.process and one.started <= fault.at}
+    on_node = [call for call in in_flight if call.order in started]
     first_end = min(fault.at + FIRST_SECONDS, fault.until)
     first = [call for call in own if call.sent < first_end]
     after = [call for call in own if first_end <= call.sent < fault.until]
     thawed = [call for call in own if fault.until <= call.sent < fault.until + FIRST_SECONDS]
-    counts = toll(own, executions, timeout)
+    counts = toll(own, by_order(executions), timeout)
     live = tuple(live)
     return Outage(
         kind=fault.kind,
@@ -213,6 +225,8 @@ def outage(
         failed=counts.failed,
         executed_twice=counts.executed_twice,
         started_late=counts.started_late,
+        on_node=tuple(call.ended - call.sent for call in on_node),
+        on_node_failed=sum(call.end != OK for call in on_node),
     )
 
 

@@ -129,6 +129,12 @@ class RoleProcess:
         return self._process.exitcode
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process.pid is not None, "the process was not launched"
+        return self._process.pid
+
+    @property
     def is_stopped(self) -> bool:
         """Whether the system says that the process stands still."""
         return bool(psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED)

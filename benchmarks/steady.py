@@ -1,4 +1,4 @@
-"""A steady load: so many requests per second, whether or not earlier ones were answered."""
+"""A steady load: so many requests per second, whether or not earlier ones were answered; or so many in flight."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ HANGING = "hanging"
 
 
 class SteadyCaller:
-    """Sends orders at a fixed rate. Sides derive from it and say what one call is."""
+    """Sends orders at a fixed rate, or a fixed number at once. Sides derive from it and say what one call is."""
 
     def __init__(self) -> None:
         self._orders = count()
@@ -30,6 +30,10 @@ class SteadyCaller:
     async def begin_load(self, rate: float, seconds: float) -> None:
         """Send `rate` requests per second from now on, each with so many seconds to be answered."""
         self._sending = asyncio.create_task(self._send(rate, seconds))
+
+    async def begin_crowd(self, in_flight: int, seconds: float) -> None:
+        """Keep so many requests in flight from now on, each with so many seconds to be answered."""
+        self._sending = asyncio.create_task(self._crowd(in_flight, seconds))
 
     async def end_load(self, seconds: float) -> list[Call]:
         """Send no more, wait for the last answers, and return all calls."""
@@ -52,13 +56,23 @@ class SteadyCaller:
         sent = 0
         while True:
             while sent < (time.monotonic() - started) * rate:
-                order = next(self._orders)
-                now = time.monotonic()
-                task = asyncio.create_task(self._ask(order, now, timeout))
-                self._waiting[task] = (order, now)
-                task.add_done_callback(self._forget)
+                self._begin(timeout)
                 sent += 1
             await asyncio.sleep(_TICK_SECONDS)
+
+    async def _crowd(self, in_flight: int, timeout: float) -> None:
+        room = asyncio.Semaphore(in_flight)
+        while True:
+            await room.acquire()
+            self._begin(timeout).add_done_callback(lambda _: room.release())
+
+    def _begin(self, timeout: float) -> "asyncio.Task[None]":
+        order = next(self._orders)
+        now = time.monotonic()
+        task = asyncio.create_task(self._ask(order, now, timeout))
+        self._waiting[task] = (order, now)
+        task.add_done_callback(self._forget)
+        return task
 
     def _forget(self, task: "asyncio.Task[None]") -> None:
         del self._waiting[task]

@@ -129,17 +129,19 @@ def test_every_caller_of_an_overloaded_node_is_accounted_for(tmp_path):
 @pytest.mark.nats
 @pytest.mark.slow
 def test_a_kill_a_freeze_and_a_rolling_restart_are_carried_out_and_seen(tmp_path):
-    text, raw = measured(tmp_path, "failover", "--only", "kills,freezes,rolls", "--rate", "50")
+    text, raw = measured(tmp_path, "failover", "--only", "kills,busy-freezes,rolls", "--rate", "50")
 
-    kill, freeze = raw["outages"]
-    assert (kill["kind"], freeze["kind"]) == ("kill", "freeze")
+    assert list(raw["outages"]) == ["kill", "freeze, busy"]
+    [kill], [freeze] = raw["outages"].values()
+    assert freeze["on_node"]
     for fault in (kill, freeze):
         assert 0 < fault["suspect_seconds"] <= fault["faulted_seconds"]
         assert fault["calls"] > 0 < fault["p99_first"]
-    assert list(raw["tolls"]) == ["kill", "freeze", "rolling restart"]
+    assert list(raw["tolls"]) == ["kill", "freeze, busy", "rolling restart"]
     assert all(toll["calls"] == sum(toll["ends"].values()) > 0 for toll in raw["tolls"].values())
     assert len(raw["rolls"]["drain_seconds"]) == 3
-    assert "killed node out of every live view" in text
+    assert "kill: out of every live view" in text
+    assert "calls on the node" in text
 
 
 @pytest.mark.nats

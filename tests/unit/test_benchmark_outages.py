@@ -1,8 +1,10 @@
 """What a fault did to calls, from records that are made up."""
 
+import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -21,7 +23,8 @@ from benchmarks.outages import (
     share_failed_of_frozen,
     toll,
 )
-from benchmarks.steady import HANGING
+from benchmarks.steady import HANGING, SteadyCaller
+from catga_bus.testing import eventually
 
 FAULT = Fault(Kind.FREEZE, "n1", at=10.0, until=13.0, over=15.0)
 
@@ -58,13 +61,55 @@ def test_calls_are_told_apart_by_when_they_were_sent():
         answered(6, 15.5, 9.0),  # of the next fault
     ]
 
-    result = outage(FAULT, calls, {}, {"a": []}, ["a"], timeout=2.0)
+    result = outage(FAULT, calls, [], {"a": []}, ["a"], timeout=2.0)
 
     assert result.calls == 4
     assert result.slowest_in_flight == pytest.approx(0.3)
     assert result.p99_first == result.slowest_first == pytest.approx(0.3)
     assert result.p99_after == pytest.approx(0.01)
     assert result.p99_thawed == pytest.approx(0.02)
+
+
+def test_the_calls_that_a_node_was_executing_at_its_fault_are_counted_by_themselves():
+    fault = replace(FAULT, process=7)
+    calls = [
+        answered(1, 9.9, 1.3),  # running on it
+        answered(2, 9.9, 2.0, "maybe_run TIMEOUT"),
+        answered(3, 9.9, 0.2),  # on another node
+        answered(4, 9.0, 0.1),  # over before the fault
+        answered(5, 9.9, 0.9),  # started after its thaw
+    ]
+    executions = [Execution(1, 9.95, 7), Execution(1, 11.1, 8), Execution(2, 9.95, 7), Execution(3, 9.95, 8)]
+    executions += [Execution(4, 9.05, 7), Execution(5, 13.1, 7)]
+
+    result = outage(fault, calls, executions, {"a": []}, ["a"], timeout=2.0)
+
+    assert (list(result.on_node), result.on_node_failed) == ([pytest.approx(1.3), pytest.approx(2.0)], 1)
+    figures = FailoverFigures(rate=100.0)
+    figures.outages = {"kill": [result], "kill, busy": [result, result]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(figures).splitlines()]
+    assert ["kill", "1", "2", "1", "1.300", "2.000", "2.000"] in rows
+    assert ["kill, busy", "2", "4", "2", "1.300", "2.000", "2.000"] in rows
+
+
+async def test_a_crowd_has_so_many_calls_in_flight_and_no_more():
+    class Caller(SteadyCaller):
+        most = now = 0
+
+        async def call(self, order, timeout):
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0)
+            self.now -= 1
+            return OK
+
+    caller = Caller()
+    await caller.begin_crowd(8, seconds=1.0)
+    await eventually(lambda: caller.now == 8 or caller.most == 8)
+    calls = await caller.end_load(1.0)
+    assert caller.most == 8
+    assert len(calls) >= 8
+    assert {call.end for call in calls} == {OK}
 
 
 def test_failures_second_executions_and_late_starts_are_counted():
@@ -101,12 +146,12 @@ def test_a_call_without_its_answer_makes_the_run_unsound(end):
 def test_a_fault_that_nobody_noticed_and_a_server_that_never_answered_miss_their_targets():
     figures = FailoverFigures(rate=100.0)
     unseen = Fault(Kind.KILL, "n1", at=0.0, until=2.5, over=3.0)
-    figures.outages = [outage(unseen, [answered(1, 0.5, 0.1)], {}, {"a": []}, ["a"], 2.0)]
+    figures.outages["kill"] = [outage(unseen, [answered(1, 0.5, 0.1)], [], {"a": []}, ["a"], 2.0)]
     figures.server = ServerRestart(3, [0.2, None], 0)
 
     lines = markdown(figures).splitlines()
 
-    for title in ("killed node out of every live view", "server killed: first answer"):
+    for title in ("kill: out of every live view", "server killed: first answer"):
         assert [line.split("|")[-2].strip() for line in lines if line.startswith(f"| {title}")] == ["not reached"]
 
 
@@ -125,4 +170,6 @@ def test_what_a_process_noted_outlives_its_kill(tmp_path):
     with next(tmp_path.glob(f"{os.getpid()}.*")).open("ab") as torn:
         torn.write(b"\x01\x02")
 
-    assert sorted(one.order for one in read_executions(tmp_path)) == [7, 8]
+    entries = {one.order: one.process for one in read_executions(tmp_path)}
+    assert sorted(entries) == [7, 8]
+    assert entries[8] == os.getpid() != entries[7]
