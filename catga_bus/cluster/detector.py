@@ -7,8 +7,8 @@ Unreachable is not dead, busy is not dead, and a beat is a hint:
 - A node is dead after `timeout` seconds of silence. Silence is measured on a clock that goes only while this node
   hears its own beats (`ProvenClock`). While more than half of a view is silent, it is the view that is in doubt:
   each node is dead only when it has not answered a question asked since then.
-- A dead node that goes on, a new start with a known id and a good-bye are believed when the node's own subject says
-  the same: an answer, or nobody there.
+- A node that is new, a dead one that goes on, a new start with a known id, a longer interval, a beat that is far ahead
+  or behind and a good-bye are believed when the node's own subject says the same: an answer, or nobody there.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from catga_bus.cluster.newcomers import Allowance, Newcomers
 from catga_bus.cluster.proof import ProvenClock
 from catga_bus.cluster.records import ChangeKind, Incarnation, NodeChange, NodeInfo, NodeStatus
 
@@ -51,8 +52,18 @@ FORGET_SILENT = 600.0
 REMEMBER_DEPARTED = 600.0
 """Seconds for which an incarnation that has left or was replaced cannot come back."""
 
+MAX_JUMP = 1_000
+"""Beats that may have been missed before one that is believed: one far ahead would make all true ones seem old."""
+
+MAX_STRETCH = 1.5
+"""How many times the interval of this node, which grows with the same cluster, another one may announce in passing."""
+
 MAX_NODES = 10_000
-"""Nodes in the view, and incarnations remembered: about 20 MB. A cluster is two hundred."""
+"""Nodes in the view, and ids whose incarnations are remembered. A cluster is two hundred."""
+
+MAX_VIEW_BYTES = 33_554_432
+"""Memory for the view, in bytes, by estimate: 10,000 nodes of ten types each, or 200 with as many as fit a beat. A node
+that does not fit is not taken in, and one that grows is taken without what has grown."""
 
 _VIEW_OF_SEVERAL = 3
 _LIVE = (NodeStatus.ONLINE, NodeStatus.SUSPECT, NodeStatus.DRAINING)
@@ -90,11 +101,13 @@ class Peer:
         unheard: How often the server has said in a row that nobody listens.
         is_leaving: It said good-bye, and is being asked.
         dead_since: When it was found dead.
+        verify_due: Not asked before this instant because of a beat that is not believed.
+        weight: Bytes of memory that it is counted with.
     """
 
     __slots__ = (
         "dead_since", "failed_since", "heard", "heard_proven", "info", "is_leaving", "probe", "probe_due",
-        "probe_sent", "said", "seq", "unheard",
+        "probe_sent", "said", "seq", "unheard", "verify_due", "weight",
     )  # fmt: skip
 
     def __init__(self, info: NodeInfo, seq: int, now: float, proven: float) -> None:
@@ -110,6 +123,8 @@ class Peer:
         self.unheard = 0
         self.is_leaving = False
         self.dead_since = math.inf
+        self.verify_due = -math.inf
+        self.weight = _weight(info)
 
 
 class Detector:
@@ -131,9 +146,18 @@ class Detector:
         probes: Questions asked so far.
         deaths: Nodes found dead so far.
         recoveries: Dead nodes that went on.
+        interval: Seconds between the beats of this node; a quarter of the timeout until it is set.
     """
 
-    def __init__(self, now: float, own_id: str, *, timeout: float, max_nodes: int = MAX_NODES) -> None:
+    def __init__(
+        self,
+        now: float,
+        own_id: str,
+        *,
+        timeout: float,
+        max_nodes: int = MAX_NODES,
+        max_bytes: int = MAX_VIEW_BYTES,
+    ) -> None:
         self.peers: dict[str, Peer] = {}
         self.own: NodeInfo | None = None
         self.rival: NodeInfo | None = None
@@ -144,7 +168,12 @@ class Detector:
         self._own_incarnation: Incarnation | None = None
         self._own_probe_due = -math.inf
         self._timeout = timeout
+        self.interval = timeout / TIMEOUT_INTERVALS
         self._max_nodes = max_nodes
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._newcomers = Newcomers(now)
+        self._verifications = Allowance(now)
         self._clock = ProvenClock(now)
         self._is_connected = True
         self._reconnected_at = -math.inf
@@ -173,20 +202,23 @@ class Detector:
             self._rival_answered(info)
             return self._step()
         peer = self.peers.get(info.id)
-        if peer is None or peer.probe != number:
+        newcomer = self._newcomers.end(number)
+        if peer is None and newcomer == (info.service, info.id):
+            self._join(now, info, seq)
+        elif peer is None or peer.probe != number:
             self._reject("late")
         elif info.incarnation == peer.info.incarnation:
             peer.probe = 0
             self._alive(peer, now, info, seq)
         elif self._is_departed(info) or (peer.info.status in _LIVE and info.incarnation < peer.info.incarnation):
-            peer.probe = 0
-            self._reject("ancient")
+            self._reject("ancient")  # the one that was asked may answer as well
         else:
             self._replaced(peer, now, info, seq)
         return self._step()
 
     def no_responders(self, now: float, node_id: str, number: int) -> Step:
         """The server says that nobody listens on a node's own subject."""
+        self._newcomers.end(number)
         peer = self.peers.get(node_id)
         if peer is not None and peer.probe == number:
             peer.probe = 0
@@ -208,6 +240,7 @@ class Detector:
         """The connection was lost: nothing is heard, and no question on its way will be answered."""
         self._is_connected = False
         self._clock.stop(now)
+        self._newcomers.clear()
         for peer in self.peers.values():
             peer.probe = 0
             peer.unheard = 0
@@ -221,6 +254,8 @@ class Detector:
     def tick(self, now: float) -> Step:
         """Time has passed; call this several times in an interval."""
         if self._is_connected:
+            self._newcomers.expire(now)
+            self._ask_newcomers(now)
             proven = self._clock.read(now)
             is_proven = self._clock.is_proven(now)
             self._doubt(now, proven, is_proven=is_proven)
@@ -233,6 +268,11 @@ class Detector:
             self._expiry_due = now + 1.0
             self._expire(now)
         return self._step()
+
+    @property
+    def newcomers(self) -> int:
+        """How many that were heard have not been asked, or have not answered yet."""
+        return len(self._newcomers)
 
     def timeout_of(self, info: NodeInfo) -> float:
         """Return after how many seconds of silence a node is dead."""
@@ -247,7 +287,7 @@ class Detector:
     def _own_beat(self, now: float, info: NodeInfo) -> None:
         if info.incarnation == self._own_incarnation:
             self.beats += 1
-            self._clock.own_beat(now, info.interval)
+            self._clock.own_beat(now, min(info.interval, MAX_STRETCH * self.interval))  # it may be forged, too
             before, self.own = self.own, info
             if before is None or _differs(before, info):
                 self._changes.append(NodeChange(_kind_of(before, info), info))
@@ -266,30 +306,47 @@ class Detector:
     def _others_beat(self, now: float, info: NodeInfo, seq: int) -> None:
         peer = self.peers.get(info.id)
         if peer is None:
-            self._new(now, info, seq)
+            self._new(now, info)
         elif info.incarnation != peer.info.incarnation:
             self._other_incarnation(peer, now, info)
-        elif seq <= peer.seq:
-            self._reject("replayed")
+        elif reason := _doubt_of(peer, info, seq):
+            self._reject(reason)
+            self._verify(peer, now)
         elif info.status is NodeStatus.LEFT:
-            peer.seq = seq
             peer.is_leaving = True
             self._ask(peer, now)
         elif peer.info.status is NodeStatus.FAULTED:
-            peer.seq = seq
             self._ask_when_due(peer, now)
+        elif seq > peer.seq + MAX_JUMP or MAX_STRETCH * self.interval < info.interval > peer.info.interval:
+            self._verify(peer, now)
         else:
             self._alive(peer, now, info, seq)
 
-    def _new(self, now: float, info: NodeInfo, seq: int) -> None:
+    def _new(self, now: float, info: NodeInfo) -> None:
+        """Ask a node that is not known: in the view is only who has answered."""
         if self._is_departed(info) or info.status is NodeStatus.LEFT:
             self._reject("ancient")
-        elif len(self.peers) >= self._max_nodes:
+        elif self._is_full(_weight(info)):
+            self._reject("full")
+        else:
+            if not self._newcomers.hear(info):
+                self._reject("full")
+            self._ask_newcomers(now)
+
+    def _join(self, now: float, info: NodeInfo, seq: int) -> None:
+        """Take in a node that has answered."""
+        if self._is_departed(info) or info.status is NodeStatus.LEFT:
+            self._reject("ancient")
+        elif self._is_full(_weight(info)):
             self._reject("full")
         else:
             self.beats += 1
             self.peers[info.id] = peer = Peer(info, seq, now, self._clock.read(now))
+            self._bytes += peer.weight
             self._tell(ChangeKind.JOINED, peer)
+
+    def _is_full(self, weight: int) -> bool:
+        return len(self.peers) >= self._max_nodes or self._bytes + weight > self._max_bytes
 
     def _other_incarnation(self, peer: Peer, now: float, info: NodeInfo) -> None:
         is_older = peer.info.status in _LIVE and info.incarnation < peer.info.incarnation
@@ -302,7 +359,7 @@ class Detector:
         """Take a beat that is believed."""
         before = peer.info
         self.beats += 1
-        peer.info = info
+        peer.info = info = self._weighed(peer, info)
         peer.said = info.status
         peer.seq = seq
         peer.heard = now
@@ -316,18 +373,30 @@ class Detector:
         elif _differs(before, info):
             self._tell(_kind_of(before, info), peer)
 
+    def _weighed(self, peer: Peer, info: NodeInfo) -> NodeInfo:
+        """Count what a known node says now; what there is no room for is left out."""
+        weight = _weight(info)
+        if weight > peer.weight and self._bytes - peer.weight + weight > self._max_bytes:
+            self._reject("full")
+            info = msgspec.structs.replace(info, partitions=peer.info.partitions, breakers=peer.info.breakers)
+            weight = peer.weight
+        self._bytes += weight - peer.weight
+        peer.weight = weight
+        return info
+
     def _replaced(self, peer: Peer, now: float, info: NodeInfo, seq: int) -> None:
         """A new start with the id of a node that is known: the old one is gone."""
         self._depart(peer, now)
-        peer = self.peers[info.id] = Peer(info, seq, now, self._clock.read(now))
-        self.beats += 1
-        self._tell(ChangeKind.JOINED, peer)
+        self._join(now, info, seq)
 
     def _depart(self, peer: Peer, now: float) -> None:
-        info = peer.info
-        del self.peers[info.id]
-        self._remember(info, now)
-        peer.info = msgspec.structs.replace(info, status=NodeStatus.LEFT)
+        self._remember(peer.info, now)
+        self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        del self.peers[peer.info.id]
+        self._bytes -= peer.weight
+        peer.info = msgspec.structs.replace(peer.info, status=NodeStatus.LEFT)
         self._tell(ChangeKind.LEFT, peer)
 
     # -- questions -----------------------------------------------------------------------------------------
@@ -344,6 +413,23 @@ class Detector:
         if now >= peer.probe_due:
             peer.probe = 0  # what was asked before is lost
             self._ask(peer, now)
+
+    def _verify(self, peer: Peer, now: float) -> None:
+        """Ask a node because of a beat that is not believed: its answer says how things are.
+
+        Forged beats put no other question off, and make no storm of questions.
+        """
+        is_awaited = peer.probe and (peer.info.status is NodeStatus.SUSPECT or peer.is_leaving)
+        if is_awaited or now < peer.verify_due or not self._verifications.take(now):
+            return
+        peer.verify_due = now + PROBE_AGAIN
+        due, peer.probe = peer.probe_due, 0
+        self._ask(peer, now)
+        peer.probe_due = due
+
+    def _ask_newcomers(self, now: float) -> None:
+        while name := self._newcomers.take(now):
+            self._newcomers.asked(now, name, self._probe(name[1], name[0]))
 
     def _probe(self, node_id: str, service: str) -> int:
         self.probes += 1
@@ -435,9 +521,7 @@ class Detector:
     def _expire(self, now: float) -> None:
         for peer in list(self.peers.values()):
             if now - peer.dead_since >= (FORGET_EVICTED if peer.info.evicted else FORGET_SILENT):
-                del self.peers[peer.info.id]
-                peer.info = msgspec.structs.replace(peer.info, status=NodeStatus.LEFT)
-                self._tell(ChangeKind.LEFT, peer)
+                self._drop(peer)
         for node_id, (_, incarnations) in list(self.departed.items()):
             for incarnation, departed in list(incarnations.items()):
                 if now - departed >= REMEMBER_DEPARTED:
@@ -503,3 +587,34 @@ def _differs(before: NodeInfo, after: NodeInfo) -> bool:
         or before.types != after.types
         or before.version != after.version
     )
+
+
+def _doubt_of(peer: Peer, info: NodeInfo, seq: int) -> str:
+    """Return why a beat of a known incarnation is not believed; empty if it may be."""
+    known = peer.info
+    is_same = (
+        info.types == known.types
+        and info.service == known.service
+        and info.version == known.version
+        and info.zone == known.zone
+        and info.region == known.region
+        and info.metadata == known.metadata
+    )  # from the start of a node to its end
+    if not is_same:
+        return "forged"
+    return "replayed" if seq <= peer.seq else ""
+
+
+def _weight(info: NodeInfo) -> int:
+    """Estimate the bytes of memory that a node takes."""
+    entries = len(info.types) + len(info.breakers) + 2 * len(info.metadata) + 2 * len(info.partitions)
+    weight = _NODE_BYTES + entries * _ENTRY_BYTES + sum(map(len, info.types))
+    if info.breakers:
+        weight += sum(map(len, info.breakers))
+    for key, value in info.metadata.items():
+        weight += len(key) + len(value)
+    return weight
+
+
+_NODE_BYTES = 2_000
+_ENTRY_BYTES = 80

@@ -89,6 +89,7 @@ class Directory:
         self._least_interval = interval
         self._interval = interval
         self._detector = Detector(clock(), identity.id, timeout=timeout)
+        self._detector.interval = interval
         self._incarnation: Incarnation = (0, 0)
         self._highest = 0  # number of an incarnation of this id that was heard
         self._status = NodeStatus.ONLINE
@@ -109,6 +110,7 @@ class Directory:
         """Begin to hear of the others."""
         await self._discovery.start(self)
         self._ask_own_id()
+        self._tick()
 
     async def join(self) -> None:
         """Be one of them, not ready yet: returns when the view is one interval old and this node has been heard.
@@ -118,11 +120,11 @@ class Directory:
             CatgaError: There is no connection to beat on.
         """
         await self._discovery.settle()
+        await self.wait_for(lambda: self._detector.newcomers == 0 or None, _INTRODUCTION_SECONDS)
         self._check_rival()
         self._incarnation = (self._highest + 1, secrets.randbits(_RANDOM_BITS))
         self._detector.announced(self._incarnation)
         await self._discovery.announce(self._identity, self._incarnation)
-        self._tick()
         try:
             async with asyncio.timeout(max(self._interval, _HEAR_SECONDS)):
                 while self._detector.own is None:
@@ -292,7 +294,7 @@ class Directory:
         live = sum(peer.info.status is not NodeStatus.FAULTED for peer in self._detector.peers.values()) + 1
         interval = max(self._least_interval, live / MAX_BEATS_PER_SECOND)
         if interval != self._interval:
-            self._interval = interval
+            self._interval = self._detector.interval = interval
             self._discovery.set_interval(interval)
 
     def _tell(self, change: NodeChange) -> None:
@@ -466,6 +468,7 @@ class Directory:
 _RANDOM_BITS = 52  # with the sign they fit a double
 _OWN_PROBE = 0
 _MOST_QUESTIONS = 20  # a second, in which another one that is starting gives way or is ready
+_INTRODUCTION_SECONDS = 0.25  # in which those that were heard answer: a round trip, unless one of them is frozen
 _NOBODY: list[NodeInfo] = []
 _HEAR_SECONDS = 1.0  # a beat is heard within a millisecond, unless the machine is very busy
 _LOGGED = (ChangeKind.JOINED, ChangeKind.RECOVERED, ChangeKind.DRAINING, ChangeKind.LEFT)

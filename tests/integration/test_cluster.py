@@ -258,6 +258,11 @@ def beat_of(node_id: str, incarnation: tuple[int, int] = (1, 1), status: NodeSta
     )
 
 
+def identity_of(node: NodeInfo) -> Identity:
+    """Who a node is: everybody can hear it, and say it."""
+    return Identity(node.service, node.id, node.version, node.metadata, node.zone, node.region, node.types)
+
+
 async def test_forged_malformed_replayed_and_ancient_beats_change_nothing(
     server_url: str, namespace: str, client: Bus
 ) -> None:
@@ -286,7 +291,8 @@ async def test_forged_malformed_replayed_and_ancient_beats_change_nothing(
         beats = client.statistics().nodes.beats_heard
         await eventually(lambda: client.statistics().nodes.beats_heard > beats + 3)  # it has been answered
         probes = client.statistics().nodes.probes
-        good_bye = BeatWriter(Identity("shop", "a", "1", {}, types=("Where",)), real)
+        [known] = client.nodes(service="shop")
+        good_bye = BeatWriter(identity_of(known), real)
         good_bye._seq = 2**50
         transport.publish(
             names.heartbeat("a"),
@@ -302,6 +308,42 @@ async def test_forged_malformed_replayed_and_ancient_beats_change_nothing(
         assert await client.send(Where(), node="a") == Ok("a")
         gone = {change.kind for _, change in seen.changes if change.node is not None and change.node.id == "a"}
         assert gone <= {ChangeKind.JOINED, ChangeKind.UPDATED}
+
+
+async def test_a_forged_beat_keeps_no_killed_node_alive(server_url: str, namespace: str, client: Bus) -> None:
+    names = Names(namespace)
+    async with node(server_url, namespace, "a", client) as process:
+        seen = Seen(client)
+        [known] = client.nodes(service="shop")
+        transport = client._node.transport  # type: ignore[union-attr]
+        writer = BeatWriter(identity_of(known), known.incarnation)
+        for jump, interval in ((900, 60.0), (2**50, 0.25), (2**51, 60.0)):
+            writer._seq += jump
+            forged = writer.write(
+                NodeStatus.ONLINE, Report(), is_ready=True, interval=interval, stall=0.0, load=NodeLoad(), utc_ms=0
+            )
+            transport.publish(names.heartbeat("a"), forged)
+            beats = client.statistics().nodes.beats_heard
+            await eventually(lambda beats=beats: client.statistics().nodes.beats_heard > beats + 8)
+        process.kill()
+        killed = monotonic()
+        at, _ = await seen.first(ChangeKind.FAULTED, "a")
+        assert at - killed < 1.0
+
+
+async def test_a_flood_of_forged_nodes_is_in_no_view_and_keeps_nobody_out(
+    server_url: str, namespace: str, client: Bus
+) -> None:
+    names = Names(namespace)
+    directory = client._node.directory  # type: ignore[union-attr]
+    transport = client._node.transport  # type: ignore[union-attr]
+    for number in range(10_500):
+        transport.publish(names.heartbeat(f"x{number}"), beat_of(f"x{number}"))
+        if number % 500 == 0:
+            await asyncio.sleep(0)
+    async with node(server_url, namespace, "a", client):
+        assert {one.id for one in client.nodes()} == {client.node_id, "a"}
+        assert directory.interval == 0.25
 
 
 async def test_a_disconnect_event_of_the_server_has_the_node_asked_at_once(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from catga_bus.cluster import detector as rules
+from catga_bus.cluster import newcomers
 from catga_bus.cluster.detector import Detector, Probe, Step
 from catga_bus.cluster.proof import RESUME_AFTER, ProvenClock
 from catga_bus.cluster.records import NodeInfo, NodeStatus
@@ -16,10 +17,10 @@ ME = (1, 5)
 class Rig:
     """A detector that hears itself, and hands out time."""
 
-    def __init__(self, *, max_nodes: int = rules.MAX_NODES) -> None:
+    def __init__(self, **limits: int) -> None:
         self.now = 100.0
         self.seqs: dict[str, int] = {}
-        self.detector = Detector(self.now, "me", timeout=TIMEOUT, max_nodes=max_nodes)
+        self.detector = Detector(self.now, "me", timeout=TIMEOUT, **limits)
         self.detector.announced(ME)
         self.deaf = False
         self.changes: list[tuple[str, str]] = []
@@ -38,6 +39,11 @@ class Rig:
     def answer(self, probe: Probe, incarnation: tuple[int, int] = (1, 1), **facts: Any) -> None:
         seq = self.seqs[probe.node_id] = self.seqs.get(probe.node_id, 0) + 1
         self.take(self.detector.answered(self.now, info(probe.node_id, incarnation, **facts), seq, probe.number))
+
+    def join(self, node_id: str, incarnation: tuple[int, int] = (1, 1), **facts: Any) -> None:
+        """Let a node beat for the first time, and answer."""
+        self.beat(node_id, incarnation, **facts)
+        self.answer(self.probes.pop(), incarnation, **facts)
 
     def nobody(self, probe: Probe) -> None:
         self.take(self.detector.no_responders(self.now, probe.node_id, probe.number))
@@ -63,7 +69,7 @@ class Rig:
 @pytest.fixture
 def rig() -> Rig:
     rig = Rig()
-    rig.beat("a")
+    rig.join("a")
     rig.run(1.0, "a")
     rig.changes.clear()
     return rig
@@ -130,7 +136,7 @@ def test_a_dead_node_that_beats_recovers_once_it_answers(rig: Rig) -> None:
 
 def test_a_longer_interval_is_given_four_of_them() -> None:
     rig = Rig()
-    rig.beat("a", interval=1.0)
+    rig.join("a", interval=1.0)
     rig.run(1.1)
     assert rig.status() is NodeStatus.ONLINE
     rig.run(2.5)
@@ -199,7 +205,7 @@ def test_a_hint_is_a_question_and_no_verdict(rig: Rig) -> None:
 def test_when_most_are_silent_each_is_dead_only_after_a_question_of_its_own() -> None:
     rig = Rig()
     for name in "abc":
-        rig.beat(name)
+        rig.join(name)
     rig.run(1.0, *"abc")
     rig.run(1.25)
     assert {rig.status(name) for name in "abc"} == {NodeStatus.SUSPECT}
@@ -211,6 +217,146 @@ def test_a_replayed_beat_changes_nothing(rig: Rig) -> None:
     rig.beat("a", seq=1, is_ready=False)
     assert rig.info().is_ready
     assert rig.detector.rejected == {"replayed": 1}
+
+
+def test_a_beat_far_ahead_is_a_question_and_true_beats_go_on_counting(rig: Rig) -> None:
+    rig.beat("a", seq=2**50, interval=60.0)
+    assert [probe.node_id for probe in rig.probes] == ["a"]
+    assert rig.info().interval == INTERVAL
+    rig.run(2.0, "a")
+    assert rig.status() is NodeStatus.ONLINE
+    assert rig.detector.rejected == {}
+    rig.run(1.3)
+    assert rig.status() is NodeStatus.FAULTED
+
+
+def test_beats_a_little_ahead_are_set_right_by_an_answer(rig: Rig) -> None:
+    rig.beat("a", seq=rules.MAX_JUMP)
+    rig.beat("a")
+    assert rig.detector.rejected == {"replayed": 1}
+    rig.answer(rig.probes[-1])
+    rig.beat("a", is_ready=False)
+    assert not rig.info().is_ready
+
+
+def test_a_true_jump_is_believed_when_it_answers(rig: Rig) -> None:
+    rig.seqs["a"] = 10**6
+    rig.beat("a")
+    rig.answer(rig.probes[-1])
+    rig.beat("a", is_ready=False)
+    assert not rig.info().is_ready
+
+
+def test_a_longer_interval_is_believed_when_it_answers_unless_it_is_as_long_as_the_own_one(rig: Rig) -> None:
+    rig.beat("a", interval=60.0)
+    assert rig.info().interval == INTERVAL
+    rig.answer(rig.probes[-1], interval=60.0)
+    assert rig.info().interval == 60.0
+    rig.beat("a", interval=INTERVAL)
+    rig.detector.interval = 2.0
+    rig.beat("a", interval=2.5)
+    assert (rig.info().interval, len(rig.probes)) == (2.5, 1)
+
+
+def test_what_never_changes_in_a_life_cannot_be_changed_by_a_beat(rig: Rig) -> None:
+    for facts in ({"types": ("U",)}, {"service": "x"}, {"version": "2"}, {"zone": "z"}, {"metadata": {"a": "b"}}):
+        rig.beat("a", **facts)
+    assert rig.detector.rejected == {"forged": 5}
+    assert (rig.info().types, rig.info().service) == (("T",), "shop")
+    assert len(rig.probes) == 1
+
+
+def test_doubtful_beats_put_no_other_question_off_and_no_answer_is_lost_to_them(rig: Rig) -> None:
+    rig.run(0.4)
+    [probe] = rig.probes
+    rig.beat("a", seq=1)
+    assert rig.probes == [probe]
+    rig.answer(probe)
+    rig.run(1.0, "a")
+    rig.beat("a", seq=1)
+    rig.beat("a", (2, 9), seq=1)
+    assert len(rig.probes) == 3
+    rig.answer(rig.probes[-1], (2, 9))
+    assert rig.info().incarnation == (2, 9)
+
+
+def test_an_own_beat_that_is_forged_does_not_make_the_listener_seem_proven(rig: Rig) -> None:
+    rig.beat("me", ME, interval=60.0)
+    rig.deaf = True
+    rig.run(5.0)
+    assert rig.status() is not NodeStatus.FAULTED
+
+
+def test_who_is_new_is_known_when_it_has_answered() -> None:
+    rig = Rig()
+    rig.beat("a")
+    rig.beat("a")
+    assert (rig.status(), rig.detector.newcomers) == (None, 1)
+    [probe] = rig.probes
+    rig.answer(Probe("a", "shop", 77))
+    assert rig.status() is None
+    rig.answer(probe)
+    assert (rig.status(), rig.detector.newcomers) == (NodeStatus.ONLINE, 0)
+    assert rig.changes[-1] == ("joined", "a")
+
+
+def test_who_is_new_and_not_there_is_asked_again_only_when_it_beats_again() -> None:
+    rig = Rig()
+    rig.beat("a")
+    rig.nobody(rig.probes[-1])
+    assert rig.detector.newcomers == 0
+    rig.beat("a")
+    rig.run(newcomers.LOST_AFTER + 0.1)  # nobody answers
+    assert (len(rig.probes), rig.detector.newcomers) == (2, 0)
+    rig.beat("a")
+    rig.answer(rig.probes[-1])
+    assert rig.status() is NodeStatus.ONLINE
+
+
+def test_a_forged_service_hides_no_new_node() -> None:
+    rig = Rig()
+    rig.beat("a", service="forged")
+    rig.beat("a")
+    assert [probe.service for probe in rig.probes] == ["forged", "shop"]
+    rig.answer(rig.probes[0])  # of another service than was asked
+    assert rig.status() is None
+    rig.answer(rig.probes[1])
+    assert rig.info().service == "shop"
+
+
+def test_a_burst_of_new_ids_is_asked_slowly_and_pushes_nobody_out(rig: Rig) -> None:
+    for number in range(10_000):
+        rig.beat(f"x{number}")
+    assert len(rig.probes) == newcomers.BURST
+    assert rig.detector.newcomers <= newcomers.BURST + newcomers.MAX_WAITING
+    assert set(rig.detector.peers) == {"a"}
+    rig.run(2.0, "a")
+    assert len(rig.probes) <= newcomers.BURST + 2.1 * newcomers.QUESTIONS_PER_SECOND
+    for probe in rig.probes:
+        rig.nobody(probe)
+    rig.beat("b")
+    rig.run(0.05, "a")
+    rig.answer(next(probe for probe in rig.probes if probe.node_id == "b"))  # it waits for none of them
+    assert set(rig.detector.peers) == {"a", "b"}
+    rig.run(20.0, "a", "b")
+    assert rig.detector.newcomers == 0
+    assert set(rig.detector.peers) == {"a", "b"}
+
+
+def test_the_view_is_bounded_in_bytes() -> None:
+    rig = Rig(max_bytes=100_000)
+    rig.join("a", partitions={})
+    rig.beat("b", types=("x" * 1_000,) * 60)
+    rig.answer(rig.probes[-1], types=("x" * 1_000,) * 60)
+    assert rig.status("b") is NodeStatus.ONLINE
+    rig.beat("c", types=("x" * 1_000,) * 60)
+    assert rig.detector.rejected == {"full": 1}
+    rig.beat("a", partitions=dict.fromkeys(range(1_000), 1), is_ready=False)
+    assert rig.detector.rejected == {"full": 2}
+    assert (rig.info().is_ready, dict(rig.info().partitions)) == (False, {})
+    rig.run(1.3)
+    rig.run(rules.FORGET_SILENT + 2.0)
+    assert rig.detector._bytes == 0
 
 
 def test_a_good_bye_is_believed_when_nobody_is_there(rig: Rig) -> None:
@@ -275,7 +421,7 @@ def test_departed_incarnations_are_forgotten_after_ten_minutes_and_bounded(rig: 
     assert rig.detector.departed == {}
     small = Rig(max_nodes=3)
     for number in range(10):
-        small.beat(f"n{number}")
+        small.join(f"n{number}")
         small.beat(f"n{number}", status=NodeStatus.LEFT)
         small.nobody(small.probes[-1])
     assert list(small.detector.departed) == ["n7", "n8", "n9"]
@@ -283,8 +429,9 @@ def test_departed_incarnations_are_forgotten_after_ten_minutes_and_bounded(rig: 
 
 def test_the_view_is_bounded() -> None:
     rig = Rig(max_nodes=2)
-    for name in "abc":
-        rig.beat(name)
+    for name in "ab":
+        rig.join(name)
+    rig.beat("c")
     assert set(rig.detector.peers) == {"a", "b"}
     assert rig.detector.rejected == {"full": 1}
 
@@ -315,7 +462,7 @@ def test_somebody_with_the_own_id_is_a_rival_only_if_it_answers() -> None:
 
 def test_draining_is_told_once_and_a_draining_node_may_be_missed() -> None:
     rig = Rig()
-    rig.beat("a")
+    rig.join("a")
     rig.beat("a", status=NodeStatus.DRAINING, is_ready=False)
     rig.beat("a", status=NodeStatus.DRAINING, is_ready=False)
     assert rig.changes[1:] == [("joined", "a"), ("draining", "a")]

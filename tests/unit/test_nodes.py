@@ -25,6 +25,7 @@ from catga_bus import (
     Outgoing,
     Request,
 )
+from catga_bus.clock import monotonic
 from catga_bus.cluster.beats import Identity, check_identity
 from catga_bus.cluster.watching import Watcher
 from catga_bus.node import Node
@@ -68,6 +69,16 @@ async def client(url: str) -> AsyncIterator[Bus]:
 def inside(bus: Bus) -> Node:
     assert bus._node is not None
     return bus._node
+
+
+def introduce(bus: Bus, *nodes: NodeInfo) -> None:
+    """Let nodes be heard for the first time, and answer."""
+    directory = inside(bus).directory
+    detector, now = directory._detector, monotonic()
+    for one in nodes:
+        [probe] = detector.beat(now, one, 1).probes
+        detector.answered(now, one, 2, probe.number)
+    directory._view_changed()
 
 
 async def test_a_bus_is_a_node_and_knows_itself_when_it_has_started(url: str) -> None:
@@ -267,10 +278,7 @@ async def test_a_cut_broker_kills_nobody(url: str, client: Bus) -> None:
 async def test_the_less_loaded_of_two_is_picked_and_the_avoided_never(url: str, client: Bus) -> None:
     directory = inside(client).directory
     directory._random = random.Random(7).random
-    detector = directory._detector
-    for name, intake in (("idle", 0), ("busy", 100)):
-        detector.beat(0.0, info(name, load=NodeLoad(intake=intake)), 1)
-    directory._view_changed()
+    introduce(client, *(info(name, load=NodeLoad(intake=intake)) for name, intake in (("idle", 0), ("busy", 100))))
     shares = Counter(directory.pick("T") for _ in range(1_000))
     assert shares["shop", "idle"] > 700  # three of four pairs hold it
     assert directory.pick("T", avoid={"idle"}) == ("shop", "busy")
@@ -283,13 +291,12 @@ async def test_types_of_nodes_not_to_be_trusted_are_troubled(client: Bus) -> Non
     directory = inside(client).directory
     detector = directory._detector
     assert not directory.troubled
-    detector.beat(0.0, info("fine"), 1)
-    detector.beat(0.0, info("stalled", is_ready=False, types=("Slow", "T")), 1)
-    directory._view_changed()
+    introduce(client, info("fine"), info("stalled", is_ready=False, types=("Slow", "T")))
     assert set(directory.troubled) == {"Slow", "T"}
     assert directory.doubtful("T") == [("shop", "stalled")]
     assert directory.pick("Slow") is None
-    detector.beat(0.0, info("stalled", is_ready=False, status=NodeStatus.DRAINING, types=("Slow", "T")), 2)
+    stalled = info("stalled", is_ready=False, status=NodeStatus.DRAINING, types=("Slow", "T"))
+    detector.beat(monotonic(), stalled, 3)
     directory._view_changed()
     assert not directory.troubled  # it answers, or takes no more
     assert {one for _, one in directory.doubtful("T")} == {"fine", "stalled"}
@@ -307,10 +314,19 @@ async def test_a_listener_that_fails_keeps_nobody_from_knowing(url: str, client:
 
 async def test_the_interval_grows_with_the_nodes(client: Bus) -> None:
     directory = inside(client).directory
-    for number in range(399):
-        directory._detector.beat(0.0, info(f"n{number}"), 1)
-    directory._view_changed()
-    assert directory.interval == pytest.approx(1.0)  # 400 nodes, 400 beats a second
+    introduce(client, *(info(f"n{number}") for number in range(199)))
+    assert directory.interval == pytest.approx(0.5)  # 200 nodes, 400 beats a second
+
+
+async def test_new_ids_that_nobody_proves_are_in_no_view_and_slow_no_heart(client: Bus) -> None:
+    directory = inside(client).directory
+    for number in range(4_000):
+        directory.on_beat(info(f"x{number}", (1, number), interval=60.0), 1)
+    assert [node.id for node in client.nodes()] == ["client"]
+    assert directory.pick("T") is None
+    assert directory.interval == 0.25
+    await eventually(lambda: directory._detector.newcomers < 1_000)  # whom nobody knows, nobody waits for
+    assert client.statistics().nodes.rejected["full"] > 2_000
 
 
 def test_a_blocking_bus_knows_the_nodes(url: str) -> None:
