@@ -14,6 +14,7 @@ from catga_bus.clock import Clock
 from catga_bus.cluster.beats import Identity, Report
 from catga_bus.cluster.detector import Detector, Probe, Step
 from catga_bus.cluster.discovery import NodeDiscovery
+from catga_bus.cluster.hearing import Hearing
 from catga_bus.cluster.records import (
     ChangeKind,
     ClusterStatistics,
@@ -90,6 +91,9 @@ class Directory:
         self._interval = interval
         self._detector = Detector(clock(), identity.id, timeout=timeout)
         self._detector.interval = interval
+        self._hearing = Hearing()
+        self._is_deaf = False
+        self._ticked_at = clock()
         self._incarnation: Incarnation = (0, 0)
         self._highest = 0  # number of an incarnation of this id that was heard
         self._status = NodeStatus.ONLINE
@@ -191,23 +195,42 @@ class Directory:
     def disconnected(self) -> None:
         """The node's own connection was lost."""
         self._detector.disconnected(self._clock())
+        self._hearing.start_over(self._discovery.sent)
         self._discovery.report(self._present_report())
 
     def reconnected(self) -> None:
         """The node's own connection is back."""
         self._detector.reconnected(self._clock())
+        self._hearing.start_over(self._discovery.sent)
         self._discovery.report(self._present_report())
 
     def _present_report(self) -> Report:
         report = self._report()
-        if self._is_ready and self._detector.rival is None:
+        if self._is_ready and not self._is_deaf and self._detector.rival is None:
             return report
         return msgspec.structs.replace(report, is_ready=False)
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(self._interval / TICKS_PER_INTERVAL, self._tick)
+        now, pause = self._clock(), self._interval / TICKS_PER_INTERVAL
+        self._timer = self._loop.call_later(pause, self._tick)
+        self._hearing.tick(now - self._ticked_at, pause, self._discovery.sent)
+        self._ticked_at = now
+        self._listen_to_self()
         self._discovery.report(self._present_report())
-        self._follow(self._detector.tick(self._clock()))
+        self._follow(self._detector.tick(now))
+
+    def _listen_to_self(self) -> None:
+        """Say at once that the connection brings nothing though it seems to be there, or that it does again."""
+        is_deaf = self._hearing.is_deaf(self._interval)
+        if is_deaf is self._is_deaf:
+            return
+        self._is_deaf = is_deaf
+        if is_deaf:
+            self._rare_log.warn(
+                "deaf", "%s hears nothing on its connection: not ready until it does", self._identity.id
+            )
+        self._discovery.report(self._present_report())
+        self._discovery.tell(self._status)
 
     # -- what is heard -------------------------------------------------------------------------------------
 
@@ -215,6 +238,8 @@ class Directory:
         """A beat was heard."""
         if info.id == self._identity.id:
             if info.incarnation == self._incarnation:
+                self._hearing.heard(self._discovery.sent)
+                self._listen_to_self()
                 for told in self.on_self:
                     self._call(told, self._interval)
             else:

@@ -168,6 +168,38 @@ async def test_a_node_that_was_cut_off_finds_nobody_dead(server_url: str, namesp
         assert is_online(client, "a")
 
 
+async def test_a_node_whose_own_connection_brings_nothing_is_not_ready_though_its_heart_beats(
+    server_url: str, namespace: str, client: Bus
+) -> None:
+    async with service(server_url, namespace, "a") as bus:
+        await eventually(lambda: is_online(client, "a"))
+        seen = Seen(client)
+        socket: Any = bus._node.transport._connection._socket._transport  # type: ignore[union-attr]
+        for _ in range(2):
+            socket.pause_reading()
+            began = monotonic()
+            await eventually(lambda: not is_online(client, "a"), 20)
+            assert monotonic() - began < 2.0  # the server's pings would take twelve
+            assert client._node.directory.pick("Where") is None  # type: ignore[union-attr]
+            socket.resume_reading()
+            await eventually(lambda: is_online(client, "a"), 1.0)
+        assert not seen.of(ChangeKind.FAULTED)
+        assert await client.send(Where(), node="a") == Ok("a")
+
+
+async def test_who_may_not_hear_heartbeats_is_ready_all_the_same(start_server: Callable[..., NatsServer]) -> None:
+    server = start_server(
+        'authorization { users: [ { user: app, password: secret, permissions: { subscribe: { deny: ["catga.nodes.*"] }'
+        " } }, { user: all, password: secret } ] }\nno_auth_user: all\n"
+    )
+    url = server.url.replace("nats://", "nats://app:secret@")
+    async with Bus("client", url=server.url) as client, service(url, "catga", "a"):
+        await eventually(lambda: is_online(client, "a"))
+        beats = client.statistics().nodes.beats_heard
+        await eventually(lambda: client.statistics().nodes.beats_heard > beats + 16)
+        assert is_online(client, "a")
+
+
 async def test_an_id_in_use_is_refused_with_its_owner_named(server_url: str, namespace: str, client: Bus) -> None:
     async with service(server_url, namespace, "a"):
         for other in (
