@@ -109,6 +109,7 @@ class Node:
         self._urls = urls
         self._calls = calls
         self._threads: list[HandlerThreads] = []
+        self._standing_down: asyncio.Task[None] | None = None
         self.vitals = Vitals(clock)
         self.pulse = Pulse(clock, lambda gap: self.responder.on_gap(gap))
         self.outgoing = self._coalescer()
@@ -155,6 +156,7 @@ class Node:
         )
         self.directory.on_dead.append(lambda info: self.caller.node_died(info.id, info.types))
         self.directory.on_self.append(self.responder.heard_itself)
+        self.directory.on_replaced.append(self._stand_down)
         self.fanout = Fanout(
             transport,
             self.outgoing,
@@ -305,6 +307,21 @@ class Node:
                     subjects,
                 )
 
+    def _stand_down(self) -> None:
+        """Take nothing more in, by type or by name, because another process has this id; what runs is finished."""
+        if self._standing_down is None:
+            self._standing_down = asyncio.create_task(self._withdraw())
+
+    async def _withdraw(self) -> None:
+        await self.responder.leave()
+        await self.responder.stop_intake()
+        await self.fanout.stop_intake()
+        await self.service_api.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_timeout):
+                await self.dispatcher.wait_idle()
+        await self.directory.withdraw()
+
     async def drain(self) -> int:
         """Say so, take no more work, finish what runs, and have the server confirm the answers.
 
@@ -375,6 +392,9 @@ class Node:
 
     async def close(self) -> None:
         """End everything that was built, in the order in which it hangs together."""
+        if self._standing_down is not None:
+            self._standing_down.cancel()
+            await asyncio.wait({self._standing_down})
         self.pulse.stop()
         self.vitals.stop()
         await self.dispatcher.close()

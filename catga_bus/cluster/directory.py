@@ -12,6 +12,7 @@ import msgspec
 
 from catga_bus.clock import Clock
 from catga_bus.cluster.beats import Identity, Report
+from catga_bus.cluster.claim import SILENT_STRIDE, Claim
 from catga_bus.cluster.detector import Detector, Probe, Step
 from catga_bus.cluster.discovery import NodeDiscovery
 from catga_bus.cluster.hearing import Hearing
@@ -65,6 +66,7 @@ class Directory:
         on_self: Called with the time from beat to beat whenever this node has heard itself.
         on_dead: Called with what was known of each node that died, left or was replaced.
         on_change: Called with each change.
+        on_replaced: Called when another live process has taken the id of this node, which was ready.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Directory:
         self.on_self: list[Callable[[float], None]] = []
         self.on_dead: list[Callable[[NodeInfo], None]] = []
         self.on_change: list[Callable[[NodeChange], None]] = []
+        self.on_replaced: list[Callable[[], None]] = []
         self._discovery = discovery
         self._identity = identity
         self._report = report
@@ -91,6 +94,8 @@ class Directory:
         self._interval = interval
         self._detector = Detector(clock(), identity.id, timeout=timeout)
         self._detector.interval = interval
+        self._timeout = timeout
+        self._claim = Claim(timeout)
         self._hearing = Hearing()
         self._is_deaf = False
         self._ticked_at = clock()
@@ -119,14 +124,17 @@ class Directory:
     async def join(self) -> None:
         """Be one of them, not ready yet: returns when the view is one interval old and this node has been heard.
 
+        It takes the timeout longer if somebody has this id who does not answer.
+
         Raises:
             ConfigurationError: Another live node has this id.
             CatgaError: There is no connection to beat on.
         """
         await self._discovery.settle()
         await self.wait_for(lambda: self._detector.newcomers == 0 or None, _INTRODUCTION_SECONDS)
-        self._check_rival()
-        self._incarnation = (self._highest + 1, secrets.randbits(_RANDOM_BITS))
+        await self._claim_id()
+        number = self._highest + (1 if not self._claim.is_doubted else SILENT_STRIDE)
+        self._incarnation = (number, secrets.randbits(_RANDOM_BITS))
         self._detector.announced(self._incarnation)
         await self._discovery.announce(self._identity, self._incarnation)
         try:
@@ -143,9 +151,30 @@ class Directory:
             if not self._check_rival():
                 break
 
+    async def _claim_id(self) -> None:
+        """Wait until nobody has this id: nobody is there, or who is there has been silent for the timeout.
+
+        Raises:
+            ConfigurationError: Somebody answers.
+        """
+        ask_at = self._clock() + _ASK_AGAIN
+        while True:
+            self._check_rival()
+            now = self._clock()
+            if self._claim.is_free(now):
+                return
+            if now >= ask_at:  # a question may be lost
+                ask_at = now + _ASK_AGAIN
+                self._ask_own_id()
+            await asyncio.sleep(_LOOK_SECONDS)
+
     def _ask_own_id(self) -> None:
-        identity = self._identity
-        self._discovery.probe(Probe(identity.id, identity.service, _OWN_PROBE))
+        self._ask(Probe(self._identity.id, self._identity.service, _OWN_PROBE))
+
+    def _ask(self, probe: Probe) -> None:
+        if probe.node_id == self._identity.id:
+            self._claim.asked(self._clock(), probe.service, probe.number)
+        self._discovery.probe(probe)
 
     def _check_rival(self) -> bool:
         """Refuse to be a second node with an id: who is ready stays, of two that are starting the higher.
@@ -213,8 +242,10 @@ class Directory:
     def _tick(self) -> None:
         now, pause = self._clock(), self._interval / TICKS_PER_INTERVAL
         self._timer = self._loop.call_later(pause, self._tick)
-        self._hearing.tick(now - self._ticked_at, pause, self._discovery.sent)
-        self._ticked_at = now
+        elapsed, self._ticked_at = now - self._ticked_at, now
+        self._hearing.tick(elapsed, pause, self._discovery.sent)
+        if self._is_ready and elapsed >= self._timeout:
+            self._ask_own_id()  # whoever was silent for so long may have lost its id
         self._listen_to_self()
         self._discovery.report(self._present_report())
         self._follow(self._detector.tick(now))
@@ -255,6 +286,8 @@ class Directory:
 
     def on_no_responders(self, node_id: str, number: int) -> None:
         """Nobody listens on a node's own subject."""
+        if node_id == self._identity.id:
+            self._claim.nobody(number)
         self._follow(self._detector.no_responders(self._clock(), node_id, number))
 
     def on_hint(self, node_id: str) -> None:
@@ -278,10 +311,16 @@ class Directory:
         )
         self._is_replaced = True
         self.set_ready(is_ready=False)
+        for told in self.on_replaced:
+            self._call(told)
+
+    async def withdraw(self) -> None:
+        """Leave the id to another one: beat no more, and answer no questions; within a second."""
+        await self._discovery.withdraw()
 
     def _follow(self, step: Step, heard: str = "") -> None:
         for probe in step.probes:
-            self._discovery.probe(probe)
+            self._ask(probe)
         if heard and not self._heard.is_set():
             self._heard.set()
         if not step.changes:
@@ -492,6 +531,8 @@ class Directory:
 
 _RANDOM_BITS = 52  # with the sign they fit a double
 _OWN_PROBE = 0
+_ASK_AGAIN = 0.25
+_LOOK_SECONDS = 0.005  # the answer to a question takes one of them
 _MOST_QUESTIONS = 20  # a second, in which another one that is starting gives way or is ready
 _INTRODUCTION_SECONDS = 0.25  # in which those that were heard answer: a round trip, unless one of them is frozen
 _NOBODY: list[NodeInfo] = []

@@ -83,6 +83,9 @@ class NodeDiscovery(Protocol):
     def probe(self, probe: Probe) -> None:
         """Ask a node whether it lives."""
 
+    async def withdraw(self) -> None:
+        """Say that this node leaves, and answer no more probes, within a second; it still hears of the others."""
+
     async def close(self) -> None:
         """Say that this node leaves, and listen no more; within a second. Closing twice is fine."""
 
@@ -125,13 +128,14 @@ class BeatDiscovery:
         self._asked: dict[int, str] = {}  # whom each probe asks, while it has not ended
         self._subscriptions: list[Subscription] = []
         self._heart: Heart | None = None
+        self._sent_before = 0  # by the heart that has stopped
         self._sink: NodeSink
         self._started_at = 0.0
 
     @property
     def sent(self) -> int:
         """Beats sent so far."""
-        return self._heart.sent if self._heart is not None else 0
+        return self._sent_before + (self._heart.sent if self._heart is not None else 0)
 
     async def start(self, sink: NodeSink) -> None:
         """Listen; see `NodeDiscovery`."""
@@ -184,14 +188,22 @@ class BeatDiscovery:
             return  # without a connection there is no answer, which is what is known
         self._transport.push()
 
+    async def withdraw(self) -> None:
+        """Leave; see `NodeDiscovery`."""
+        heart = self._heart
+        if heart is None:
+            return
+        await heart.stop()
+        if self._heart is heart:
+            self._heart = None
+            self._sent_before += heart.sent
+
     async def close(self) -> None:
         """Leave, and listen no more."""
         for subscription in self._subscriptions:
             await subscription.close()
         self._subscriptions.clear()
-        heart, self._heart = self._heart, None
-        if heart is not None:
-            await heart.stop()
+        await self.withdraw()
 
     # -- what is heard -------------------------------------------------------------------------------------
 

@@ -172,8 +172,8 @@ class Beacon:
             self._transport.publish(subject, payload)
         except CatgaError:
             return  # without a connection there is nobody to hear it, and the next one is soon
+        self.sent += 1  # before anybody can have heard it
         self._transport.push()
-        self.sent += 1
 
 
 class HeartThread:

@@ -176,6 +176,20 @@ class DiscoveryContract:
         b.probe(Probe("a", "shop", 44))
         await eventually(lambda: told.absent == [("a", 44)])
 
+    async def test_who_withdraws_is_gone_and_hears_of_the_others(self, listening: Listen) -> None:
+        a, by_a = await listening("a")
+        b, told = await listening("b")
+        await a.announce(_identity("a"), (1, 7))
+        await a.withdraw()
+        sent = a.sent
+        assert sent >= 2
+        await eventually(lambda: told.of("a")[-1].status is NodeStatus.LEFT)
+        b.probe(Probe("a", "shop", 45))
+        await eventually(lambda: told.absent == [("a", 45)])
+        await b.announce(_identity("b"), (1, 8))
+        await eventually(lambda: by_a.of("b"))
+        assert a.sent == sent
+
     async def test_any_node_id_travels(self, listening: Listen) -> None:
         b, told = await listening("b")
         for node_id in ("*", ">", "a.b", "with space", "x" * 200):

@@ -213,6 +213,52 @@ async def test_an_id_in_use_is_refused_with_its_owner_named(server_url: str, nam
         pass
 
 
+async def test_a_pause_shorter_than_the_timeout_costs_a_node_its_id_not(
+    server_url: str, namespace: str, client: Bus
+) -> None:
+    async with node(server_url, namespace, "a", client) as a:
+        a.send_signal(signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(0.6, a.send_signal, signal.SIGCONT)
+        with pytest.raises(ConfigurationError, match=r"node id 'a' is in use by a live node of service 'shop'"):
+            await service(server_url, namespace, "a").start()
+        await eventually(lambda: is_online(client, "a"))
+        assert client.nodes(service="shop")[0].incarnation[0] == 1
+        assert await client.send(Where(), node="a") == Ok("a")
+
+
+async def test_of_two_with_one_id_the_one_that_was_silent_gives_way_and_takes_nothing_more_in(
+    server_url: str, namespace: str, client: Bus
+) -> None:
+    async with node(server_url, namespace, "a", client) as a:
+        [older] = client.nodes(service="shop")
+        a.send_signal(signal.SIGSTOP)
+        second = Bus("shop", url=server_url, namespace=namespace, node_id="a")
+        ran = 0
+
+        @second.handler
+        async def where(request: Where) -> str:
+            nonlocal ran
+            ran += 1
+            return "second"
+
+        async with second:
+            a.send_signal(signal.SIGCONT)
+            await eventually(lambda: client.nodes(service="shop")[0].incarnation > older.incarnation)
+            nodes = second._node.directory  # type: ignore[union-attr]
+            # The older one has said good-bye: nobody hears it any more.
+            await eventually(lambda: nodes.statistics().rejected.get("rival"))
+            await asyncio.sleep(1.0)
+            rivals = nodes.statistics().rejected["rival"]
+            for _ in range(20):
+                assert await client.send(Where(), node="a") == Ok("second")
+                assert await client.send(Where()) == Ok("second")
+            assert ran == 40
+            assert not nodes.is_replaced
+            beats = nodes.statistics().beats_heard
+            await eventually(lambda: nodes.statistics().beats_heard > beats + 8)
+            assert nodes.statistics().rejected["rival"] == rivals
+
+
 async def test_two_that_start_at_once_with_one_id_are_one(server_url: str, namespace: str) -> None:
     buses = [service(server_url, namespace, "a") for _ in range(2)]
     results = await asyncio.gather(*(bus.start() for bus in buses), return_exceptions=True)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from catga_bus import (
@@ -27,6 +28,7 @@ from catga_bus import (
 )
 from catga_bus.clock import monotonic
 from catga_bus.cluster.beats import Identity, check_identity
+from catga_bus.cluster.claim import SILENT_STRIDE
 from catga_bus.cluster.watching import Watcher
 from catga_bus.node import Node
 from catga_bus.testing import broker_of, eventually
@@ -260,6 +262,51 @@ async def test_two_that_start_at_once_with_one_id_are_one(url: str) -> None:
     for bus in buses:
         await bus.close()
     assert sum(isinstance(result, ConfigurationError) for result in results) == 1
+
+
+async def test_an_id_that_somebody_silent_has_is_taken_after_the_timeout_with_a_number_far_higher(
+    url: str, client: Bus
+) -> None:
+    began = monotonic()
+    async with shop(url, "a", heartbeat_interval=0.1, heartbeat_timeout=0.4):
+        assert monotonic() - began < 0.4  # nobody is there
+    await inside(client).transport.subscribe("catga.to.shop.a.ping", lambda *_: None)
+    began = monotonic()
+    async with shop(url, "a", heartbeat_interval=0.1, heartbeat_timeout=0.4) as bus:
+        assert monotonic() - began >= 0.4
+        assert bus.node.incarnation[0] >= SILENT_STRIDE
+
+
+def own_subjects(url: str) -> list[str]:
+    """Where node a can be addressed."""
+    return [one for one in broker_of(url).subjects() if ".to.shop.a." in one]
+
+
+async def test_who_is_replaced_takes_nothing_more_in_and_finishes_what_runs(url: str, client: Bus) -> None:
+    going, let_go = asyncio.Event(), asyncio.Event()
+    bus = Bus("shop", url=url, node_id="a")
+
+    @bus.handler
+    async def where(request: Where) -> str:
+        going.set()
+        await let_go.wait()
+        return "done"
+
+    async with bus:
+        call = asyncio.create_task(client.send(Where(), node="a", timeout=30))
+        await going.wait()
+        directory = inside(bus).directory
+        rival = msgspec.structs.replace(bus.node, incarnation=(SILENT_STRIDE, 1))
+        assert rival.is_ready
+        directory._detector.rival = None
+        directory.on_answer(rival, 1, 0)
+        assert directory.is_replaced
+        await eventually(lambda: own_subjects(url) == ["catga.to.shop.a.ping"])
+        assert "catga.rpc.Where" not in broker_of(url).subjects()
+        let_go.set()
+        assert await call == Ok("done")
+        await eventually(lambda: not own_subjects(url))
+        await eventually(lambda: len(client.nodes()) == 1)
 
 
 async def test_a_cut_broker_kills_nobody(url: str, client: Bus) -> None:
