@@ -338,7 +338,9 @@ class Names:
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.ping"
 
     def is_ping(self, subject: str) -> bool:
-        """Whether this is where some node is asked whether it lives."""
+        """Whether this is where a node, or all of them, are asked whether they live."""
+        if subject == self.roll_call():
+            return True
         return subject.startswith(f"{self.namespace}.to.") and subject.endswith(".ping")
 
     def heartbeat(self, node_id: str) -> str:
@@ -350,8 +352,11 @@ class Names:
         return f"{self.namespace}.nodes.*"
 
     def roll_call(self) -> str:
-        """Where nodes of a `memory://` broker are asked to beat at once; not used on a server."""
-        return f"{self.namespace}.nodes"
+        """Where all nodes are asked for a beat at once, each to the inbox of whoever asks.
+
+        Who may say and hear heartbeats may use it, too; and no node has an empty id.
+        """
+        return self.heartbeat("")
 
     def tick(self, type_name: str) -> str:
         """The subject of an event that is not stored."""

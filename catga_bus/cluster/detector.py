@@ -16,7 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
-from catga_bus.cluster.newcomers import Allowance, Newcomers
+from catga_bus.cluster.allowance import Allowance
+from catga_bus.cluster.newcomers import QUESTIONS_PER_SECOND, Newcomers
 from catga_bus.cluster.proof import ProvenClock
 from catga_bus.cluster.records import ChangeKind, Incarnation, NodeChange, NodeInfo, NodeStatus
 
@@ -173,7 +174,7 @@ class Detector:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._newcomers = Newcomers(now)
-        self._verifications = Allowance(now)
+        self._verifications = Allowance(now, QUESTIONS_PER_SECOND)
         self._clock = ProvenClock(now)
         self._is_connected = True
         self._reconnected_at = -math.inf

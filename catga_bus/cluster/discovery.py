@@ -1,6 +1,7 @@
 """Discovery: how nodes hear of each other. A seam, filled for NATS and, in this process, for `memory://`."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -62,7 +63,7 @@ class NodeDiscovery(Protocol):
         """Listen; certain to hear what is said after this returns."""
 
     async def settle(self) -> None:
-        """Wait until every live node has been heard: one interval after `start`, if nothing faster is certain."""
+        """Wait until every live node has been heard, however rarely it beats: all were asked to at the start."""
 
     async def announce(self, identity: Identity, incarnation: Incarnation) -> None:
         """Say that this node lives, again and again, and answer probes.
@@ -123,6 +124,7 @@ class BeatDiscovery:
         self._interval = interval
         self._hints = hints
         self._ping = ping_payload(node_id)
+        self._roll_call = names.roll_call()
         self._log = RareLog(logging.getLogger("catga_bus.cluster"), clock)
         self._inbox = transport.new_inbox()
         self._asked: dict[int, str] = {}  # whom each probe asks, while it has not ended
@@ -145,6 +147,8 @@ class BeatDiscovery:
         self._subscriptions.append(await subscribe(self._names.heartbeats(), self._on_beat))
         if self._hints is not None:
             self._subscriptions.append(await subscribe(self._hints, self._on_disconnect_event))
+        with contextlib.suppress(CatgaError):  # then they are heard when they beat
+            self._transport.publish(self._roll_call, self._ping, reply=f"{self._inbox}.{_ROLL_CALL}")
         await self._transport.flush()
         self._started_at = self._clock()
 
@@ -209,6 +213,8 @@ class BeatDiscovery:
 
     def _on_beat(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         del reply, headers
+        if subject == self._roll_call:
+            return  # the heart answers
         beat = self._decode(payload)
         if beat is None:
             return
@@ -221,6 +227,11 @@ class BeatDiscovery:
     def _on_inbox(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         del reply
         text = subject.rpartition(".")[2]
+        if text == _ROLL_CALL:
+            beat = self._decode(payload)
+            if beat is not None:
+                self._sink.on_beat(self._info(beat), beat.seq)
+            return
         number = int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else -1
         node_id = self._asked.get(number)
         if node_id is None:
@@ -311,8 +322,7 @@ class NatsDiscovery(BeatDiscovery):
 class MemoryDiscovery(BeatDiscovery):
     """Beats over the broker of a `memory://` address, from the node's own event loop: no thread.
 
-    Its view is complete within a few turns of the event loop: the broker knows who is there, and whoever starts has
-    all others beat at once.
+    Its view is complete within a few turns of the event loop, because the broker knows who is there.
 
     Args:
         transport: The node's connection.
@@ -343,15 +353,7 @@ class MemoryDiscovery(BeatDiscovery):
         self._broker = transport
         self._gauge = gauge
         self._allow = allow
-        self._beacon: Beacon | None = None
         self._heard: set[str] = set()
-
-    async def start(self, sink: NodeSink) -> None:
-        """Listen, and have the others beat."""
-        await super().start(sink)
-        roll_call = self._names.roll_call()
-        self._subscriptions.append(await self._broker.subscribe(roll_call, self._on_roll_call))
-        self._broker.publish(roll_call, self._ping)
 
     async def settle(self) -> None:
         """Wait until all have been heard that the broker knows of; for an interval at most."""
@@ -371,13 +373,8 @@ class MemoryDiscovery(BeatDiscovery):
             self._heard.add(self._names.node_ping(beat.service, beat.id))
         return super()._info(beat)
 
-    def _on_roll_call(self, _: str, __: bytes, ___: str, ____: Mapping[str, str] | None) -> None:
-        if self._beacon is not None:
-            self._beacon.beat()
-
     def _make_heart(self) -> Heart:
-        self._beacon = Beacon(self._broker, self._names, self._gauge, self._allow, self._interval)
-        return self._beacon
+        return Beacon(self._broker, self._names, self._gauge, self._allow, self._interval)
 
 
 class _DisconnectedClient(msgspec.Struct):
@@ -390,6 +387,7 @@ class _DisconnectEvent(msgspec.Struct):
 
 _CLIENT = "catga/"
 _BEATS = "/beats"
+_ROLL_CALL = "all"
 _MAX_ASKED = 20_000  # twice the nodes of a view; an entry is 100 bytes
 _MAX_DIGITS = 18
 _EAGER_TURNS = 50

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from catga_bus.clock import Clock, utc_now
+from catga_bus.cluster.allowance import Allowance
 from catga_bus.cluster.beats import BeatWriter, Identity, Report
 from catga_bus.cluster.records import Incarnation, NodeLoad, NodeStatus
 from catga_bus.errors import CatgaError
@@ -19,6 +20,9 @@ from catga_bus.pulse import Pulse
 from catga_bus.transport.base import Subscription, Transport, TransportEvents
 from catga_bus.vitals import Vitals
 from catga_bus.wire import Names
+
+ROLL_CALLS_PER_SECOND = 100.0
+"""Roll calls that a node answers, after a burst of 256: as many nodes may start at once, and know it from the first."""
 
 LEAVE_SECONDS = 0.5
 """How long the last beat may take to reach the server. Leaving is over within a second whatever the server does."""
@@ -110,7 +114,8 @@ class Beacon:
         self._is_in_time = True
         self._load = NodeLoad()
         self._timer: asyncio.TimerHandle | None = None
-        self._pings: Subscription | None = None
+        self._pings: list[Subscription] = []
+        self._roll_calls = Allowance(self._loop.time(), ROLL_CALLS_PER_SECOND)
         self._subject = ""
         self._writer: BeatWriter
 
@@ -120,7 +125,8 @@ class Beacon:
         self._subject = self._names.heartbeat(identity.id)
         self._load = self._gauge.load(self.report)
         ping = self._names.node_ping(identity.service, identity.id)
-        self._pings = await self._transport.subscribe(ping, self._on_ping)
+        self._pings.append(await self._transport.subscribe(ping, self._on_ping))
+        self._pings.append(await self._transport.subscribe(self._names.roll_call(), self._on_roll_call))
         await self._transport.flush(LEAVE_SECONDS)  # who hears the first beat may ask at once
         self._beat_on()
 
@@ -138,8 +144,8 @@ class Beacon:
         """Answer no more pings, and say good-bye: who hears it asks, and finds nobody."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._pings is not None:
-            await self._pings.close()
+        for subscription in self._pings:
+            await subscription.close()
         self.tell(NodeStatus.LEFT)
         self._subject = ""
         if self._transport.is_connected:
@@ -154,6 +160,10 @@ class Beacon:
 
     def _on_ping(self, _: str, __: bytes, reply: str, ___: Mapping[str, str] | None) -> None:
         if self._allow(reply) and not self._transport.is_behind:
+            self._publish(reply)
+
+    def _on_roll_call(self, _: str, __: bytes, reply: str, ___: Mapping[str, str] | None) -> None:
+        if self._allow(reply) and not self._transport.is_behind and self._roll_calls.take(self._loop.time()):
             self._publish(reply)
 
     def _publish(self, subject: str) -> None:

@@ -1,43 +1,18 @@
 """Newcomers: nodes that were heard and are not believed yet. Anybody may write a beat, so each is asked first."""
 
+from catga_bus.cluster.allowance import Allowance
 from catga_bus.cluster.records import NodeInfo
 
 MAX_WAITING = 1_000
 """Newcomers that wait to be asked; beyond it the one heard longest ago has to beat again. About 500 KB."""
 
-BURST = 256
-"""Questions at once: a node that starts in a cluster of two hundred knows all of them after one round trip."""
-
 QUESTIONS_PER_SECOND = 100.0
-"""Questions afterwards, whatever is written to the common subject: 1 % of a core."""
+"""Questions after a burst, whatever is written to the common subject: 1 % of a core."""
 
 LOST_AFTER = 1.0
 """Seconds after which a question is lost; whoever beats on is asked again."""
 
 _Name = tuple[str, str]
-
-
-class Allowance:
-    """How many questions may be asked: a burst, and then so many a second.
-
-    Args:
-        now: The present instant.
-    """
-
-    __slots__ = ("_at", "_left")
-
-    def __init__(self, now: float) -> None:
-        self._at = now
-        self._left = float(BURST)
-
-    def take(self, now: float) -> bool:
-        """Whether one more may be asked now; if so it counts as asked."""
-        self._left = min(float(BURST), self._left + (now - self._at) * QUESTIONS_PER_SECOND)
-        self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class Newcomers:
@@ -50,7 +25,7 @@ class Newcomers:
     """
 
     def __init__(self, now: float) -> None:
-        self._allowance = Allowance(now)
+        self._allowance = Allowance(now, QUESTIONS_PER_SECOND)
         self._waiting: dict[_Name, None] = {}
         self._asked: dict[_Name, tuple[int, float]] = {}  # the number of the question, and when it was asked
         self._numbers: dict[int, _Name] = {}

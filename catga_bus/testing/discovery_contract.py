@@ -126,6 +126,18 @@ class DiscoveryContract:
         await late.settle()
         assert {info.id for info, _ in told.beats} == {"a", "b", "c"}
 
+    async def test_who_beats_rarely_is_known_to_who_settles(self, listening: Listen) -> None:
+        a, _ = await listening("a")
+        await a.announce(_identity("a"), (1, 7))
+        a.set_interval(60.0)
+        _, told = await listening("b")
+        await eventually(lambda: len(told.of("a")) >= 2)  # the one beat that was due
+        for number in range(3):
+            late, told = await listening(f"late{number}")
+            await late.settle()
+            assert told.of("a")
+            assert not told.rejected
+
     async def test_a_report_is_in_the_next_beat_and_a_status_is_told_at_once(self, listening: Listen) -> None:
         a, _ = await listening("a")
         _, told = await listening("b")

@@ -424,6 +424,14 @@ async def test_a_flood_of_forged_nodes_is_in_no_view_and_keeps_nobody_out(
         assert directory.interval == 0.25
 
 
+async def test_the_first_view_has_every_node_however_rarely_it_beats(server_url: str, namespace: str) -> None:
+    rare: dict[str, Any] = {"heartbeat_interval": 10.0, "heartbeat_timeout": 40.0}
+    async with service(server_url, namespace, "a", **rare), service(server_url, namespace, "b", **rare):
+        for _ in range(5):
+            async with Bus("client", url=server_url, namespace=namespace) as bus:
+                assert [one.id for one in bus.nodes(service="shop")] == ["a", "b"]
+
+
 async def test_a_disconnect_event_of_the_server_has_the_node_asked_at_once(
     start_server: Callable[..., NatsServer], namespace: str
 ) -> None:

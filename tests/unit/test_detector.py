@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from catga_bus.cluster import allowance, newcomers
 from catga_bus.cluster import detector as rules
-from catga_bus.cluster import newcomers
 from catga_bus.cluster.detector import Detector, Probe, Step
 from catga_bus.cluster.proof import RESUME_AFTER, ProvenClock
 from catga_bus.cluster.records import NodeInfo, NodeStatus
@@ -327,11 +327,11 @@ def test_a_forged_service_hides_no_new_node() -> None:
 def test_a_burst_of_new_ids_is_asked_slowly_and_pushes_nobody_out(rig: Rig) -> None:
     for number in range(10_000):
         rig.beat(f"x{number}")
-    assert len(rig.probes) == newcomers.BURST
-    assert rig.detector.newcomers <= newcomers.BURST + newcomers.MAX_WAITING
+    assert len(rig.probes) == allowance.BURST
+    assert rig.detector.newcomers <= allowance.BURST + newcomers.MAX_WAITING
     assert set(rig.detector.peers) == {"a"}
     rig.run(2.0, "a")
-    assert len(rig.probes) <= newcomers.BURST + 2.1 * newcomers.QUESTIONS_PER_SECOND
+    assert len(rig.probes) <= allowance.BURST + 2.1 * newcomers.QUESTIONS_PER_SECOND
     for probe in rig.probes:
         rig.nobody(probe)
     rig.beat("b")

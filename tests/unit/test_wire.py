@@ -130,6 +130,7 @@ def test_subjects_of_liveness() -> None:
     assert names.all_directed() == "team.to.>"
     assert names.node_ping(*node) == "team.to.shop=2Eeu.shop-1.ping"
     assert names.is_ping(names.node_ping(*node))
+    assert names.is_ping(names.roll_call())
     assert not any(map(names.is_ping, (names.node_status(*node), "other.to.a.b.ping", "team.rpc.ping")))
 
 
