@@ -171,9 +171,9 @@ def _check_reach(nodes: Sequence[NodeFacts], names: Names) -> list[Finding]:
             why = "callers do not know that it lives, and do not learn when it dies"
             fix = f"allow publish {names.heartbeats()!r} to its user; its log says what the server refuses"
             findings.append(Finding("heartbeats", Level.FAILED, f"no heartbeat of {whose} is heard", why, fix))
-        if node.answers is False and node.status == NodeStatus.ONLINE:
+        if node.answers is False and node.status in (NodeStatus.ONLINE, NodeStatus.SUSPECT):
             own = _own_subjects(node, names)
-            why = "one heartbeat that comes late is enough for others to take it for dead"
+            why = "others believe only who answers: it is not known to them, or dead when one heartbeat comes late"
             fix = f"allow subscribe {own!r} to its user, and to answer, as deploy/nats/users does"
             what = f"{whose} does not answer the question whether it lives"
             findings.append(Finding("answers", Level.WARNING, what, why, fix))

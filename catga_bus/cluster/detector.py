@@ -203,8 +203,8 @@ class Detector:
             self._rival_answered(info)
             return self._step()
         peer = self.peers.get(info.id)
-        newcomer = self._newcomers.end(number)
-        if peer is None and newcomer == (info.service, info.id):
+        is_newcomer = self._newcomers.answered(number, info)
+        if peer is None and is_newcomer:
             self._join(now, info, seq)
         elif peer is None or peer.probe != number:
             self._reject("late")
@@ -219,7 +219,7 @@ class Detector:
 
     def no_responders(self, now: float, node_id: str, number: int) -> Step:
         """The server says that nobody listens on a node's own subject."""
-        self._newcomers.end(number)
+        self._newcomers.failed(now, number, evicted=True)
         peer = self.peers.get(node_id)
         if peer is not None and peer.probe == number:
             peer.probe = 0
@@ -274,6 +274,11 @@ class Detector:
     def newcomers(self) -> int:
         """How many that were heard have not been asked, or have not answered yet."""
         return len(self._newcomers)
+
+    @property
+    def unproven(self) -> list[NodeInfo]:
+        """Those that were heard lately and did not answer: suspect, and in no other list."""
+        return [info for info in self._newcomers.unproven if info.id not in self.peers]
 
     def timeout_of(self, info: NodeInfo) -> float:
         """Return after how many seconds of silence a node is dead."""
@@ -429,8 +434,8 @@ class Detector:
         peer.probe_due = due
 
     def _ask_newcomers(self, now: float) -> None:
-        while name := self._newcomers.take(now):
-            self._newcomers.asked(now, name, self._probe(name[1], name[0]))
+        while self._newcomers.take(now, self._probe):
+            pass
 
     def _probe(self, node_id: str, service: str) -> int:
         self.probes += 1

@@ -147,7 +147,7 @@ class Directory:
         # Of two that start at once at least the second to listen finds the other.
         for _ in range(_MOST_QUESTIONS):
             self._ask_own_id()
-            await asyncio.sleep(self._discovery.answer_seconds)
+            await self._hear_answers()
             if not self._check_rival():
                 break
 
@@ -167,6 +167,12 @@ class Directory:
                 ask_at = now + _ASK_AGAIN
                 self._ask_own_id()
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _hear_answers(self) -> None:
+        """Wait as long as an answer takes; within a process it is some turns of the event loop."""
+        await asyncio.sleep(self._discovery.answer_seconds)
+        for _ in range(_ANSWER_TURNS):
+            await asyncio.sleep(0)
 
     def _ask_own_id(self) -> None:
         self._ask(Probe(self._identity.id, self._identity.service, _OWN_PROBE))
@@ -418,9 +424,14 @@ class Directory:
         return self._interval
 
     def nodes(self) -> list[NodeInfo]:
-        """Return what is known, this node included, by service and id."""
-        infos = [self.own, *(peer.info for peer in self._detector.peers.values())]
-        return sorted(infos, key=lambda info: (info.service, info.id))
+        """Return what is known, this node included, by service and id.
+
+        A few that were heard and did not answer are among them as suspect; they are nowhere else in the view.
+        """
+        return sorted([*self._proven(), *self._detector.unproven], key=lambda info: (info.service, info.id))
+
+    def _proven(self) -> list[NodeInfo]:
+        return [self.own, *(peer.info for peer in self._detector.peers.values())]
 
     def get(self, node_id: str) -> NodeInfo | None:
         """Return a node that is known, dead or alive."""
@@ -462,7 +473,7 @@ class Directory:
 
     def watch(self, max_pending: int) -> Watcher:
         """Return an iterator of changes that begins with the present state."""
-        watcher = Watcher(self.nodes, max_pending)
+        watcher = Watcher(self._proven, max_pending)
         self._watchers.add(watcher)
         return watcher
 
@@ -488,7 +499,7 @@ class Directory:
         """Return the less loaded of two random nodes that are live, ready and handle a type."""
         takers = self._takers.get(type_name)
         if takers is None:
-            takers = self._takers[type_name] = [info for info in self.nodes() if _takes(info, type_name)]
+            takers = self._takers[type_name] = [info for info in self._proven() if _takes(info, type_name)]
         if avoid or choice is not None:
             takers = [one for one in takers if one.id not in avoid and (choice is None or choice(one))]
         count = len(takers)
@@ -531,6 +542,7 @@ class Directory:
 
 _RANDOM_BITS = 52  # with the sign they fit a double
 _OWN_PROBE = 0
+_ANSWER_TURNS = 20
 _ASK_AGAIN = 0.25
 _LOOK_SECONDS = 0.005  # the answer to a question takes one of them
 _MOST_QUESTIONS = 20  # a second, in which another one that is starting gives way or is ready

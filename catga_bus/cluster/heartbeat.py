@@ -117,6 +117,7 @@ class Beacon:
         self._pings: list[Subscription] = []
         self._roll_calls = Allowance(self._loop.time(), ROLL_CALLS_PER_SECOND)
         self._subject = ""
+        self._is_mute = False
         self._writer: BeatWriter
 
     async def start(self, identity: Identity, incarnation: Incarnation) -> None:
@@ -139,6 +140,10 @@ class Beacon:
         """Beat now; the regular beats go on as before."""
         if self._subject:
             self._publish(self._subject)
+
+    def denied(self, subject: str) -> None:
+        """The server refuses a subject. Who may not beat answers no roll call: the others would miss its beats."""
+        self._is_mute = self._is_mute or subject == self._subject
 
     async def stop(self) -> None:
         """Answer no more pings, and say good-bye: who hears it asks, and finds nobody."""
@@ -163,7 +168,9 @@ class Beacon:
             self._publish(reply)
 
     def _on_roll_call(self, _: str, __: bytes, reply: str, ___: Mapping[str, str] | None) -> None:
-        if self._allow(reply) and not self._transport.is_behind and self._roll_calls.take(self._loop.time()):
+        if self._is_mute or self._transport.is_behind or not self._allow(reply):
+            return
+        if self._roll_calls.take(self._loop.time()):
             self._publish(reply)
 
     def _publish(self, subject: str) -> None:
@@ -311,7 +318,7 @@ class HeartThread:
         self._life = asyncio.current_task()
         if self._is_stopping:
             return
-        transport = self._connect(_BeatOnReturn(self))
+        transport = self._connect(_HeartEvents(self))
         try:
             await transport.connect()
             self._beacon = beacon = self._make(transport)
@@ -330,14 +337,19 @@ class HeartThread:
                 async with asyncio.timeout(LEAVE_SECONDS / 2):
                     await transport.close()
 
+    def denied(self, subject: str) -> None:
+        """The server refuses a subject; in the thread."""
+        if self._beacon is not None:
+            self._beacon.denied(subject)
+
     def beat(self) -> None:
         """Beat now; in the thread."""
         if self._beacon is not None:
             self._beacon.beat()
 
 
-class _BeatOnReturn:
-    """Beats as soon as the connection is back; the transport itself logs what happens to it."""
+class _HeartEvents:
+    """Beats as soon as the connection is back, and knows what is refused; the transport logs what happens to it."""
 
     def __init__(self, heart: HeartThread) -> None:
         self._heart = heart
@@ -351,7 +363,9 @@ class _BeatOnReturn:
         self._heart.beat()
 
     def on_denied(self, subject: str, text: str) -> None:
-        """The transport has logged it."""
+        """The server refuses a subject; the transport has logged it."""
+        del text
+        self._heart.denied(subject)
 
     def on_error(self, text: str) -> None:
         """The transport has logged it."""

@@ -305,12 +305,15 @@ def test_who_is_new_and_not_there_is_asked_again_only_when_it_beats_again() -> N
     rig.beat("a")
     rig.nobody(rig.probes[-1])
     assert rig.detector.newcomers == 0
+    assert [(one.id, one.status, one.evicted) for one in rig.detector.unproven] == [("a", NodeStatus.SUSPECT, True)]
     rig.beat("a")
     rig.run(newcomers.LOST_AFTER + 0.1)  # nobody answers
     assert (len(rig.probes), rig.detector.newcomers) == (2, 0)
     rig.beat("a")
+    assert [one.evicted for one in rig.detector.unproven] == [False]
     rig.answer(rig.probes[-1])
     assert rig.status() is NodeStatus.ONLINE
+    assert rig.detector.unproven == []
 
 
 def test_a_forged_service_hides_no_new_node() -> None:
@@ -331,6 +334,9 @@ def test_a_burst_of_new_ids_is_asked_slowly_and_pushes_nobody_out(rig: Rig) -> N
     assert rig.detector.newcomers <= allowance.BURST + newcomers.MAX_WAITING
     assert set(rig.detector.peers) == {"a"}
     rig.run(2.0, "a")
+    for probe in rig.probes:
+        rig.nobody(probe)
+    assert len(rig.detector.unproven) == newcomers.MAX_UNPROVEN
     assert len(rig.probes) <= allowance.BURST + 2.1 * newcomers.QUESTIONS_PER_SECOND
     for probe in rig.probes:
         rig.nobody(probe)
@@ -340,6 +346,7 @@ def test_a_burst_of_new_ids_is_asked_slowly_and_pushes_nobody_out(rig: Rig) -> N
     assert set(rig.detector.peers) == {"a", "b"}
     rig.run(20.0, "a", "b")
     assert rig.detector.newcomers == 0
+    assert rig.detector.unproven == []
     assert set(rig.detector.peers) == {"a", "b"}
 
 
