@@ -21,7 +21,7 @@ SHOW_SECONDS = 5.0
 """For how long they are shown after the last question."""
 
 _Name = tuple[str, str]
-_Said = tuple[str, Incarnation]  # version and incarnation
+_Said = tuple[str, Incarnation, tuple[int, ...]]  # version, incarnation and wire versions: little, whatever was said
 
 
 class Newcomers:
@@ -50,7 +50,7 @@ class Newcomers:
         if name in self._asked:
             return True
         self._waiting.pop(name, None)
-        self._waiting[name] = info.version, info.incarnation
+        self._waiting[name] = info.version, info.incarnation, info.wire_versions
         if len(self._waiting) <= MAX_WAITING:
             return True
         del self._waiting[next(iter(self._waiting))]
@@ -84,7 +84,7 @@ class Newcomers:
         """Nobody is there to answer a question, or nobody does."""
         if number not in self._numbers:
             return
-        name, (version, incarnation) = self._end(number)
+        name, (version, incarnation, wire_versions) = self._end(number)
         self._unproven.pop(name, None)
         if len(self._unproven) >= MAX_UNPROVEN:
             del self._unproven[next(iter(self._unproven))]
@@ -95,6 +95,7 @@ class Newcomers:
             incarnation=incarnation,
             status=NodeStatus.SUSPECT,
             is_ready=False,
+            wire_versions=wire_versions,
             last_beat=now,
             evicted=evicted,
         )
