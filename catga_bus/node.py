@@ -203,6 +203,7 @@ class Node:
                 allow=allow,
                 node_id=node_id,
                 interval=interval,
+                inbox_prefix=config.inbox_prefix,
             )
         options = config.connection(self._urls, f"catga/{node_id}/beats")
         return NatsDiscovery(
@@ -215,6 +216,7 @@ class Node:
             connect=lambda events: make_transport(options, events),
             node_id=node_id,
             interval=interval,
+            inbox_prefix=config.inbox_prefix,
             hints=config.disconnect_events,
         )
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -101,6 +102,7 @@ class BeatDiscovery:
         clock: Monotonic seconds.
         node_id: Who asks.
         interval: Seconds between beats.
+        inbox_prefix: What answers to questions begin with.
         hints: Subject on which the server tells of closed connections, or None.
     """
 
@@ -115,6 +117,7 @@ class BeatDiscovery:
         *,
         node_id: str,
         interval: float,
+        inbox_prefix: str = "_INBOX",
         hints: str | None = None,
     ) -> None:
         self._transport = transport
@@ -126,7 +129,8 @@ class BeatDiscovery:
         self._ping = ping_payload(node_id)
         self._roll_call = names.roll_call()
         self._log = RareLog(logging.getLogger("catga_bus.cluster"), clock)
-        self._inbox = transport.new_inbox()
+        # Whoever is asked learns it, so it says nothing about the inbox in which answers to requests arrive.
+        self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}"
         self._asked: dict[int, str] = {}  # whom each probe asks, while it has not ended
         self._subscriptions: list[Subscription] = []
         self._heart: Heart | None = None
@@ -290,6 +294,7 @@ class NatsDiscovery(BeatDiscovery):
         connect: Makes the transport of the thread.
         node_id: Who asks.
         interval: Seconds between beats.
+        inbox_prefix: What answers to questions begin with.
         hints: Subject on which the server tells of closed connections, or None.
     """
 
@@ -305,9 +310,19 @@ class NatsDiscovery(BeatDiscovery):
         connect: Callable[[TransportEvents], Transport],
         node_id: str,
         interval: float,
+        inbox_prefix: str = "_INBOX",
         hints: str | None = None,
     ) -> None:
-        super().__init__(transport, names, gate, clock, node_id=node_id, interval=interval, hints=hints)
+        super().__init__(
+            transport,
+            names,
+            gate,
+            clock,
+            node_id=node_id,
+            interval=interval,
+            inbox_prefix=inbox_prefix,
+            hints=hints,
+        )
         self._gauge = gauge
         self._allow = allow
         self._connect = connect
@@ -333,6 +348,7 @@ class MemoryDiscovery(BeatDiscovery):
         allow: Whether an answer may go to a subject.
         node_id: Who asks.
         interval: Seconds between beats.
+        inbox_prefix: What answers to questions begin with.
     """
 
     answer_seconds = 0.0
@@ -348,8 +364,9 @@ class MemoryDiscovery(BeatDiscovery):
         allow: Callable[[str], bool],
         node_id: str,
         interval: float,
+        inbox_prefix: str = "_INBOX",
     ) -> None:
-        super().__init__(transport, names, gate, clock, node_id=node_id, interval=interval)
+        super().__init__(transport, names, gate, clock, node_id=node_id, interval=interval, inbox_prefix=inbox_prefix)
         self._broker = transport
         self._gauge = gauge
         self._allow = allow

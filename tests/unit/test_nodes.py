@@ -277,6 +277,17 @@ async def test_an_id_that_somebody_silent_has_is_taken_after_the_timeout_with_a_
         assert bus.node.incarnation[0] >= SILENT_STRIDE
 
 
+async def test_who_is_asked_does_not_learn_where_answers_to_requests_arrive(url: str) -> None:
+    replies: list[str] = []
+    async with Bus("desk", url=url) as desk:
+        await inside(desk).transport.subscribe("catga.nodes.=", lambda _, __, reply, ___: replies.append(reply))
+        async with Bus("client", url=url, inbox_prefix="_INBOX.client") as client:
+            await eventually(lambda: replies)
+            told, requests = replies[0].split("."), inside(client).caller._inbox.split(".")
+            assert told[:2] == requests[:2] == ["_INBOX", "client"]
+            assert told[2] != requests[2]
+
+
 def own_subjects(url: str) -> list[str]:
     """Where node a can be addressed."""
     return [one for one in broker_of(url).subjects() if ".to.shop.a." in one]
