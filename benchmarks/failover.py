@@ -179,7 +179,10 @@ class _Run:
     def _faults(self, figures: FailoverFigures, kind: Kind, load: str, times: int) -> None:
         handler_seconds = HANDLER_SECONDS if load == QUICK else BUSY_HANDLER_SECONDS
         name = f"{kind}{load}"
-        with self._place(name.replace(", ", "-").replace(" ", "-"), handler_seconds) as where, Fleet(where, _NODES) as fleet:
+        with (
+            self._place(name.replace(", ", "-").replace(" ", "-"), handler_seconds) as where,
+            Fleet(where, _NODES) as fleet,
+        ):
             if kind is Kind.KILL:
                 fleet.hold_standby()
             if load == IN_A_CROWD:
