@@ -129,9 +129,11 @@ class BeatDiscovery:
         self._ping = ping_payload(node_id)
         self._roll_call = names.roll_call()
         self._log = RareLog(logging.getLogger("catga_bus.cluster"), clock)
-        # Whoever is asked learns it, so it says nothing about the inbox in which answers to requests arrive.
-        self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}"
-        self._asked: dict[int, str] = {}  # whom each probe asks, while it has not ended
+        # Whoever is asked learns where the answer goes. So it says nothing about the inbox in which answers to requests
+        # arrive, and each probe has a random word of its own: who has been asked cannot answer for another one.
+        self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}.ping"
+        self._roll_inbox = f"{inbox_prefix}.{secrets.token_hex(11)}.roll.call"
+        self._asked: dict[str, Probe] = {}  # the probes that have not ended, by that word
         self._subscriptions: list[Subscription] = []
         self._heart: Heart | None = None
         self._sent_before = 0  # by the heart that has stopped
@@ -147,12 +149,13 @@ class BeatDiscovery:
         """Listen; see `NodeDiscovery`."""
         self._sink = sink
         subscribe = self._transport.subscribe
-        self._subscriptions.append(await subscribe(f"{self._inbox}.*", self._on_inbox))
+        self._subscriptions.append(await subscribe(f"{self._inbox}.*", self._on_answer))
+        self._subscriptions.append(await subscribe(self._roll_inbox, self._on_roll))
         self._subscriptions.append(await subscribe(self._names.heartbeats(), self._on_beat))
         if self._hints is not None:
             self._subscriptions.append(await subscribe(self._hints, self._on_disconnect_event))
         with contextlib.suppress(CatgaError):  # then they are heard when they beat
-            self._transport.publish(self._roll_call, self._ping, reply=f"{self._inbox}.{_ROLL_CALL}")
+            self._transport.publish(self._roll_call, self._ping, reply=self._roll_inbox)
         await self._transport.flush()
         self._started_at = self._clock()
 
@@ -188,10 +191,11 @@ class BeatDiscovery:
         """Ask a node whether it lives."""
         if len(self._asked) >= _MAX_ASKED:
             del self._asked[next(iter(self._asked))]
-        self._asked[probe.number] = probe.node_id
+        word = secrets.token_hex(8)
+        self._asked[word] = probe
         subject = self._names.node_ping(probe.service, probe.node_id)
         try:
-            self._transport.publish(subject, self._ping, reply=f"{self._inbox}.{probe.number}")
+            self._transport.publish(subject, self._ping, reply=f"{self._inbox}.{word}")
         except CatgaError:
             return  # without a connection there is no answer, which is what is known
         self._transport.push()
@@ -228,25 +232,26 @@ class BeatDiscovery:
             return
         self._sink.on_beat(self._info(beat), beat.seq)
 
-    def _on_inbox(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+    def _on_roll(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        """A node answers the roll call; it counts as a beat, and proves as little."""
+        del subject, reply, headers
+        beat = self._decode(payload) if payload else None  # empty: nobody was there
+        if beat is not None:
+            self._sink.on_beat(self._info(beat), beat.seq)
+
+    def _on_answer(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         del reply
-        text = subject.rpartition(".")[2]
-        if text == _ROLL_CALL:
-            beat = self._decode(payload)
-            if beat is not None:
-                self._sink.on_beat(self._info(beat), beat.seq)
-            return
-        number = int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else -1
-        node_id = self._asked.get(number)
-        if node_id is None:
+        word = subject.rpartition(".")[2]
+        probe = self._asked.get(word)
+        if probe is None:
             return  # it came too late, or was never asked
         if headers is not None and headers.get(STATUS_HEADER) == NO_RESPONDERS and not payload:
-            del self._asked[number]
-            self._sink.on_no_responders(node_id, number)
+            del self._asked[word]
+            self._sink.on_no_responders(probe.node_id, probe.number)
             return
         beat = self._decode(payload)
-        if beat is not None and beat.id == node_id:
-            self._sink.on_answer(self._info(beat), beat.seq, number)
+        if beat is not None and beat.id == probe.node_id:
+            self._sink.on_answer(self._info(beat), beat.seq, probe.number)
         elif beat is not None:
             self._sink.on_rejected("forged")
 
@@ -404,8 +409,6 @@ class _DisconnectEvent(msgspec.Struct):
 
 _CLIENT = "catga/"
 _BEATS = "/beats"
-_ROLL_CALL = "all"
 _MAX_ASKED = 20_000  # twice the nodes of a view; an entry is 100 bytes
-_MAX_DIGITS = 18
 _EAGER_TURNS = 50
 _PAUSE = 0.001

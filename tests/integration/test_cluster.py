@@ -388,6 +388,26 @@ async def test_forged_malformed_replayed_and_ancient_beats_change_nothing(
         assert gone <= {ChangeKind.JOINED, ChangeKind.UPDATED}
 
 
+async def test_who_is_asked_learns_nothing_that_lets_it_answer_for_others(
+    server_url: str, namespace: str, client: Bus
+) -> None:
+    """Pings go to inboxes of which each is used once, and none of which tells where the others are."""
+    names, replies = Names(namespace), []
+    transport = client._node.transport  # type: ignore[union-attr]
+    for subject in (f"{namespace}.to.*.*.ping", names.roll_call()):
+        await transport.subscribe(subject, lambda _, __, reply, ___: replies.append(reply))
+    async with service(server_url, namespace, "a"), service(server_url, namespace, "b"):
+        await eventually(lambda: is_online(client, "a") and is_online(client, "b"))
+    asked = [reply for reply in replies if reply.count(".") and ".ping." in reply]
+    called = [reply for reply in replies if reply.endswith(".roll.call")]
+    assert len(asked) >= 4
+    assert called
+    assert len(set(asked)) == len(asked)
+    assert all(len(reply.rpartition(".")[2]) == 16 for reply in asked)
+    roots = {reply.removesuffix(".roll.call") for reply in called}
+    assert not any(reply.startswith(root) for reply in asked for root in roots)
+
+
 async def test_a_forged_beat_keeps_no_killed_node_alive(server_url: str, namespace: str, client: Bus) -> None:
     names = Names(namespace)
     async with node(server_url, namespace, "a", client) as process:
