@@ -4,7 +4,7 @@ from catga_bus.clock import Clock
 
 KEEP_SECONDS = 10.0
 """How long an answer is kept at least, unless there are too many bytes of them. A caller asks a second after it last
-heard, and at once when its connection is back, which takes up to 2 s of back-off."""
+heard, and at once when its connection is back, which takes up to 0.8 s of back-off."""
 
 _OVERHEAD = 256  # bytes of an entry beside the answer itself: id, inbox and containers
 
