@@ -44,7 +44,7 @@ NO_HANDLER_PATIENCE = 1.0
 """Seconds for which a subject without listeners is tried again: a deploy or a restart may leave such a gap."""
 
 RECONNECT_PATIENCE = 3.0
-"""The same after the caller's own reconnect: others come back with up to 0.8 s of back-off, plus their subscriptions."""
+"""The same after the caller's own reconnect: others come back with up to 0.8 s of back-off, and subscribe."""
 
 
 class Phase(Enum):
