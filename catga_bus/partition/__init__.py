@@ -1,1 +1,1 @@
-"""Ordered partitions: which partition a key belongs to, and which node should own each partition. Pure: values in, values out."""
+"""Ordered partitions: which partition a key belongs to, and which node should own each. Values in, values out."""

@@ -15,11 +15,12 @@ class Steps(msgspec.Struct, frozen=True):
     """Partitions by what a node is to do about them; each is in one place at most, in ascending order."""
 
     claim: tuple[int, ...]
-    """Nobody alive holds them: claim them now. Those of the dead, released ones, and what a former life of this node
-    held."""
+    """Nobody alive holds them, or this node according to a record that it knows nothing of (a claim whose answer was
+    lost): claim them now."""
 
     ask: Mapping[str, tuple[int, ...]]
-    """By their living owner, who is to be asked for them, again and again until it hands over or the plan changes."""
+    """By their living owner, who is to be asked for them until it hands over or the plan changes. An owner that does
+    not agree yet says so, and one that does not work on them says that they may be claimed."""
 
     give: Mapping[str, tuple[int, ...]]
     """By the node that will ask for them: to be handed over then and not before. What a node that drains has left when
