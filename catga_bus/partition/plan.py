@@ -89,7 +89,8 @@ def make_plan(
 
     A taker keeps what it owns up to its quota. What is above a quota and what no taker owns goes to the first node on
     the ring that has room. Of those that own too much, what the ring gives to a node with room leaves first, so a node
-    that comes back under its old id gets most of what it had (85 to 90 %, where any other choice gave 42 to 83 %).
+    that comes back under its old id gets most of what it had (85 to 90 % on average, where the next best choice gave
+    42 to 83 %).
 
     Args:
         partitions: P, 1 to `MAX_PARTITIONS`.
