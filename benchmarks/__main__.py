@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import failover, heartbeats, hot_path, idle, memory, overload, requests
+from benchmarks import failover, heartbeats, hot_path, idle, memory, overload, partitions, requests
 from benchmarks.errors import BenchmarkError, ServerUnreachableError, UsageError
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.reporting import make_progress, result_file, utc_now, write_json
@@ -23,6 +23,7 @@ _BENCHMARKS = {
     "failover": failover,
     "heartbeats": heartbeats,
     "hot-path": hot_path,
+    "partitions": partitions,
 }
 
 

@@ -52,7 +52,7 @@ def steps_of(plan: Plan, me: str, owners: Mapping[int, str], owned: Collection[i
         if target != me:
             if partition in working:
                 give.setdefault(target, []).append(partition)
-        elif source is not None and source != me:
+        elif source is not None:
             ask.setdefault(source, []).append(partition)
         elif partition not in working:
             claim.append(partition)

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Mapping
 from itertools import product
+from typing import TypeAlias
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,10 @@ def test_who_drains_is_new_or_knows_too_little_owns_nothing_new(size: int, count
     assert asked_of_them == kept_by_them  # each is told to give all it has, and is asked first
 
 
+View: TypeAlias = tuple[Collection[str], Mapping[int, Holding]]
+"""Who lives, and the records, as one node sees them."""
+
+
 class Cluster:
     """Partitions whose owner changes by compare-and-set, and nodes that act on views that may be behind."""
 
@@ -203,13 +208,14 @@ class Cluster:
     def owners(self) -> dict[int, str]:
         return merge_owners(self.size, self.records, {}, {})
 
-    def round(self, views: Mapping[str, tuple[Collection[str], Mapping[int, Holding]]]) -> int:
+    def round(self, views: Mapping[str, View], takers: Mapping[str, Collection[str]] | None = None) -> int:
         """Let each node plan on its live nodes and records, then act in any order; returns how much changed hands."""
         before = len(self.changes)
         plans = {}
         for node, (live, records) in views.items():
             owners = merge_owners(self.size, records, {node: dict.fromkeys(self.owned_by(node), 1)}, {})
-            plans[node] = (make_plan(self.size, owners, live), owners)
+            able = None if takers is None else takers[node]
+            plans[node] = (make_plan(self.size, owners, live, takers=able), owners)
         for node in self.rng.sample(sorted(views), len(views)):
             plan, owners = plans[node]
             steps = steps_of(plan, node, owners, self.owned_by(node))
@@ -247,7 +253,7 @@ def test_nodes_with_different_views_come_to_rest_and_agree_when_their_views_do(
     unheard = {node: {other for other in newcomers - {node} if rng.random() < 0.5} for node in nodes}
     lingering = {node: dead if rng.random() < 0.5 else set() for node in nodes}
 
-    def views(*, stale: bool) -> dict[str, tuple[Collection[str], Mapping[int, Holding]]]:
+    def views(*, stale: bool) -> dict[str, View]:
         present = dict(cluster.records)
         owning = set(cluster.owners().values()) - dead  # an owner that was never heard is not dead yet
         return {
@@ -272,6 +278,21 @@ def test_nodes_with_different_views_come_to_rest_and_agree_when_their_views_do(
     assert moved == expected
     assert_balanced(size, make_plan(size, cluster.owners(), nodes), nodes)
     assert cluster.round(views(stale=False)) == 0
+
+
+@settings(relaxed, max_examples=100)
+@given(size=st.integers(1, 128), count=st.integers(2, 8), seed=seeds)
+def test_nodes_that_never_agree_on_who_may_own_do_not_take_from_each_other_in_turn(
+    size: int, count: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    nodes = ids(count, rng)
+    cluster = Cluster(size, settled(size, nodes), rng)
+    takers = {node: rng.sample(nodes, rng.randint(1, count)) for node in nodes}
+    rounds = 0
+    while cluster.round({node: (nodes, dict(cluster.records)) for node in nodes}, takers):
+        rounds += 1
+        assert rounds <= count, "partitions go round"
 
 
 @settings(relaxed, max_examples=100)
