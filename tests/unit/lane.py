@@ -1,7 +1,7 @@
 """Both ends of the request lane taken apart: a caller with a view of nodes given by hand, and nodes played by hand."""
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -130,6 +130,10 @@ class FakeNode:
         """Give answers in one batch: of each the id, the status and the body."""
         frames = [_encode((*answer, self.id)) for answer in answers]
         self._transport.publish(self._inbox, join_batch(Kind.ANSWERS, (self.id,), frames))
+
+
+StartNode = Callable[..., Awaitable[FakeNode]]
+"""Starts a node, given its id and whether it is `in_group`."""
 
 
 class Lane:

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from uuid import uuid4
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -15,27 +14,7 @@ from catga_bus.requests.attempts import Phase
 from catga_bus.resilience.circuit_breaker import BreakerOptions
 from catga_bus.testing import eventually
 from catga_bus.wire import Names, Status
-from tests.unit.lane import PATIENCE, Ask, AskOnce, FakeNode, Lane
-
-StartNode = Callable[..., Awaitable[FakeNode]]
-
-
-@pytest.fixture
-def url() -> str:
-    return f"memory://{uuid4().hex}"
-
-
-@pytest.fixture
-async def start_node(url: str) -> AsyncIterator[StartNode]:
-    nodes: list[FakeNode] = []
-
-    async def start(node_id: str, *, in_group: bool = False) -> FakeNode:
-        nodes.append(await FakeNode(url, node_id, in_group=in_group).start())
-        return nodes[-1]
-
-    yield start
-    for node in nodes:
-        await node.stop()
+from tests.unit.lane import PATIENCE, Ask, AskOnce, Lane, StartNode
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """The breakers of a caller: what counts for and against a request type and a node, and whose answer closes what."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -25,9 +24,8 @@ from catga_bus.requests.guard import Guard
 from catga_bus.requests.peers import NoPeers
 from catga_bus.testing import eventually
 from catga_bus.wire import Fault, Status
-from tests.unit.lane import PATIENCE, AskOnce, FakeNode, Lane
+from tests.unit.lane import PATIENCE, AskOnce, FakeNode, Lane, StartNode
 
-StartNode = Callable[..., Awaitable[FakeNode]]
 ASK, ASK_ONCE = ("Ask", None), ("AskOnce", None)
 TYPES = ("Ask", "AskOnce")
 MIN_CALLS = 5
@@ -39,11 +37,6 @@ class Quote(Request[str]):
 
 class Bill(Request[str]):
     """Handled by another service."""
-
-
-@pytest.fixture
-def url() -> str:
-    return f"memory://{uuid4().hex}"
 
 
 def shop(url: str, node_id: str, zone: str | None = None) -> Bus:
@@ -105,19 +98,6 @@ async def test_a_held_node_is_tried_only_with_calls_that_it_fits(url: str, clien
 
 
 # -- what counts -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def start_node(url: str) -> AsyncIterator[StartNode]:
-    nodes: list[FakeNode] = []
-
-    async def start(node_id: str, *, in_group: bool = False) -> FakeNode:
-        nodes.append(await FakeNode(url, node_id, in_group=in_group).start())
-        return nodes[-1]
-
-    yield start
-    for node in nodes:
-        await node.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,28 @@
+"""What tests of both ends of the request lane share."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from tests.unit.lane import FakeNode, StartNode
+
+
+@pytest.fixture
+def url() -> str:
+    """A broker in memory of the test's own."""
+    return f"memory://{uuid4().hex}"
+
+
+@pytest.fixture
+async def start_node(url: str) -> AsyncIterator[StartNode]:
+    """Start as many played nodes as a test needs: `await start_node("a", in_group=True)`."""
+    nodes: list[FakeNode] = []
+
+    async def start(node_id: str, *, in_group: bool = False) -> FakeNode:
+        nodes.append(await FakeNode(url, node_id, in_group=in_group).start())
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        await node.stop()
