@@ -312,7 +312,13 @@ class Node:
     def _stand_down(self) -> None:
         """Take nothing more in, by type or by name, because another process has this id; what runs is finished."""
         if self._standing_down is None:
-            self._standing_down = asyncio.create_task(self._withdraw())
+            self._standing_down = asyncio.create_task(self._withdraw_or_say_why())
+
+    async def _withdraw_or_say_why(self) -> None:
+        try:
+            await self._withdraw()
+        except Exception as error:  # `close` only waits for the task
+            log.exception("%s has lost its id and could not stop its work: %s", self.identity.id, error)
 
     async def _withdraw(self) -> None:
         await self.responder.leave()

@@ -320,6 +320,21 @@ async def test_who_is_replaced_takes_nothing_more_in_and_finishes_what_runs(url:
         await eventually(lambda: len(client.nodes()) == 1)
 
 
+async def test_who_cannot_stand_down_says_so_and_still_closes(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(url, "a") as bus:
+        node = inside(bus)
+
+        async def fail() -> None:
+            raise ValueError("no way out")
+
+        monkeypatch.setattr(node.responder, "stop_intake", fail)
+        node._stand_down()
+        await eventually(lambda: "a has lost its id and could not stop its work: no way out" in caplog.text)
+        monkeypatch.undo()
+
+
 async def test_a_cut_broker_kills_nobody(url: str, client: Bus) -> None:
     async with shop(url, "a"):
         await eventually(lambda: len(client.nodes()) == 2)
