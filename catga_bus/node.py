@@ -317,8 +317,8 @@ class Node:
     async def _withdraw_or_say_why(self) -> None:
         try:
             await self._withdraw()
-        except Exception as error:  # `close` only waits for the task
-            log.exception("%s has lost its id and could not stop its work: %s", self.identity.id, error)
+        except Exception:  # `close` only waits for the task
+            log.exception("%s has lost its id and could not stop its work", self.identity.id)
 
     async def _withdraw(self) -> None:
         await self.responder.leave()
