@@ -374,6 +374,60 @@ class Names:
         """Whatever is sent to named nodes: for looking at."""
         return f"{self.namespace}.to.>"
 
+    # -- stored ---------------------------------------------------------------------------------------------
+
+    def command_stream(self, service: str) -> str:
+        """The work queue of a service's commands."""
+        return f"{self.namespace}-cmd-{token(service)}"
+
+    def command(self, service: str, partition: int) -> str:
+        """The subject of the commands of one partition, whatever their type: so order holds across types."""
+        return f"{self.namespace}.cmd.{token(service)}.{partition}"
+
+    def commands(self, service: str) -> str:
+        """The subjects of all commands of a service: what its work queue stores."""
+        return f"{self.namespace}.cmd.{token(service)}.*"
+
+    def event_stream(self) -> str:
+        """The log of durable events."""
+        return f"{self.namespace}-evt"
+
+    def event(self, type_name: str, partition: int) -> str:
+        """The subject of a durable event of one type and partition."""
+        return f"{self.namespace}.evt.{token(type_name)}.{partition}"
+
+    def events(self) -> str:
+        """The subjects of all durable events: what the log stores."""
+        return f"{self.namespace}.evt.*.*"
+
+    def dead_letter_stream(self, service: str) -> str:
+        """The log of a service's dead letters."""
+        return f"{self.namespace}-dlq-{token(service)}"
+
+    def dead_letters(self, service: str) -> str:
+        """The subject of a service's dead letters."""
+        return f"{self.namespace}.dlq.{token(service)}"
+
+    def schedule(self, service: str, schedule_id: str) -> str:
+        """Where a command waits for its time, in the work queue of its service: `catga.at.<service>.<id>`."""
+        return f"{self.namespace}.at.{token(service)}.{token(schedule_id)}"
+
+    def schedules(self, service: str) -> str:
+        """Where all commands of a service wait for their time."""
+        return f"{self.namespace}.at.{token(service)}.*"
+
+    def owners_bucket(self) -> str:
+        """The bucket that says who owns which partition."""
+        return f"{self.namespace}-owners"
+
+    def routes_bucket(self) -> str:
+        """The bucket that says, for each type, which service handles it and how its keys are hashed."""
+        return f"{self.namespace}-routes"
+
+    def hand_over(self, service: str, node_id: str) -> str:
+        """The subject on which a node is asked for its partitions."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.handover"
+
     def owns(self, subject: str) -> bool:
         """Whether a subject lies in this namespace."""
         return subject == self.namespace or subject.startswith(self.namespace + ".")
