@@ -1,5 +1,7 @@
-"""The seam of the inbox: exactly-once effects. What a handler writes, the mark that its message is done, its result and
-what it sends are committed in one transaction, which also checks the fence.
+"""The seam of the inbox, which makes effects happen exactly once.
+
+What a handler writes, the mark that its message is done, its result and what it sends are committed in one transaction,
+which also checks the fence.
 
     recorded = await inbox.find(service, message_id)         # done before: answer again, run nothing
     unit = inbox.unit(service, message_id, fence)            # one execution
