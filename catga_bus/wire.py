@@ -7,7 +7,7 @@ encoded once however often it is copied.
 
 import re
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from hashlib import blake2b
 from typing import Annotated, Any, Final
 
@@ -73,6 +73,7 @@ class Kind(IntEnum):
     CANCEL = 3
     STATUS = 4
     HEARTBEAT = 5
+    NOTICES = 6
 
 
 class Status(IntEnum):
@@ -221,6 +222,37 @@ class BeatBatch(msgspec.Struct, array_like=True, frozen=True):
     frames: Annotated[list[Beat], _Meta(max_length=1)]
 
 
+class NoticeVerb(StrEnum):
+    """What a node tells another one about partitions; nothing is believed that the owners' bucket does not confirm."""
+
+    ASK = "ask"
+    """The sender should own them, and asks the owner for them."""
+
+    GIVEN = "given"
+    """The sender has released them: they may be claimed."""
+
+    NOT_MINE = "not_mine"
+    """The sender was asked for them and works on none of them: they may be claimed."""
+
+
+class Notice(msgspec.Struct, array_like=True, frozen=True):
+    """What a node tells another one about its partitions."""
+
+    domain: _Text
+    """`cmd` or `evt`."""
+
+    verb: _Text
+    partitions: Annotated[list[_Count], _Meta(max_length=MAX_FRAMES)]
+
+
+class NoticeBatch(msgspec.Struct, array_like=True, frozen=True):
+    """A payload of kind NOTICES."""
+
+    kind: int
+    head: Head
+    frames: Annotated[list[Notice], _Meta(max_length=16)]
+
+
 class Fault(msgspec.Struct, array_like=True, frozen=True):
     """The body of an answer that is not OK."""
 
@@ -260,6 +292,11 @@ def join_batch(kind: Kind, head: tuple[object, ...], frames: Sequence[bytes]) ->
     else:
         counter = b"\xdd" + count.to_bytes(4, "big")
     return b"".join((PREFIX, b"\x93", bytes((kind,)), _encode(head), counter, *frames))
+
+
+def join_notice(sender: str, notice: Notice) -> bytes:
+    """Return what tells a node something about partitions."""
+    return join_batch(Kind.NOTICES, (sender,), (_encode(notice),))
 
 
 def ping_payload(sender: str) -> bytes:

@@ -98,7 +98,9 @@ class Gate:
         limits: What is let in.
     """
 
-    __slots__ = ("_decode_answers", "_decode_beats", "_decode_ids", "_decode_messages", "limits")
+    __slots__ = (
+        "_decode_answers", "_decode_beats", "_decode_ids", "_decode_messages", "_decode_notices", "limits",
+    )  # fmt: skip
 
     def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         self.limits = limits
@@ -106,6 +108,7 @@ class Gate:
         self._decode_answers = msgspec.msgpack.Decoder(wire.AnswerBatch).decode
         self._decode_ids = msgspec.msgpack.Decoder(wire.IdBatch).decode
         self._decode_beats = msgspec.msgpack.Decoder(wire.BeatBatch).decode
+        self._decode_notices = msgspec.msgpack.Decoder(wire.NoticeBatch).decode
 
     def is_json(self, payload: bytes) -> bool:
         """Whether a payload starts like JSON: after blanks `{ [ " -`, a digit, `t`, `f` or `n`."""
@@ -198,6 +201,17 @@ class Gate:
             return self._decode_beats(memoryview(payload)[2:])
         except DECODE_ERRORS as error:
             raise GateError(f"not a heartbeat: {explain(error)}") from None
+
+    def notices(self, payload: bytes) -> wire.NoticeBatch:
+        """Take apart a payload for which `kind` returned NOTICES.
+
+        Raises:
+            GateError: It is not a list of notices within its bounds.
+        """
+        try:
+            return self._decode_notices(memoryview(payload)[2:])
+        except DECODE_ERRORS as error:
+            raise GateError(f"not a list of notices: {explain(error)}") from None
 
     def json(self, payload: bytes) -> None:
         """Judge a JSON text before it is decoded. What is not JSON may pass: its decoder refuses it.
