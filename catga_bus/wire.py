@@ -49,13 +49,14 @@ MAX_FRAMES: Final = 4_096
 """Frames of one payload: the intake of a node with default settings; a batch of requests has 64."""
 
 MAX_TYPES: Final = 1_024
-"""Request types that one heartbeat lists: ten times what a large service has."""
+"""Types that one heartbeat lists, each of requests, commands and events: ten times what a large service has."""
 
 MAX_METADATA: Final = 64
 """Entries of a node's metadata, each key and value at most `MAX_ID` characters: it travels in every heartbeat."""
 
 MAX_BEAT_BYTES: Final = 65_536
-"""Bytes of a heartbeat: a thousand types with names of 60 characters. At 400 heartbeats a second, 26 MB/s at worst."""
+"""Bytes of a heartbeat: 600 types with names of 60 characters, and the most partitions that one node can own, of the
+work queue and of the event log. At 400 heartbeats a second, 26 MB/s at worst."""
 
 MAX_INTERVAL_MS: Final = 60_000
 """The longest time between two heartbeats, in milliseconds."""
@@ -175,7 +176,11 @@ class BeatLoad(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Beat(msgspec.Struct, array_like=True, frozen=True):
-    """What a node says of itself. The first nine fields stay the same from its start to its end."""
+    """What a node says of itself.
+
+    The first nine fields, `commands`, `events` and `store` stay the same from its start to its end. What follows
+    `interval_ms` may be left off: it was added later, and always at the end.
+    """
 
     id: _Name
     service: _Name
@@ -205,13 +210,25 @@ class Beat(msgspec.Struct, array_like=True, frozen=True):
 
     load: BeatLoad = BeatLoad()
     partitions: Annotated[dict[_Count, _Count], _Meta(max_length=MAX_FRAMES)] = {}
-    """Owned partitions, each with its epoch."""
+    """Owned partitions of the work queue, each with its epoch."""
 
     utc_ms: _Count = 0
     """The sender's wall clock, in milliseconds since 1970: for comparing clocks, never for deciding."""
 
     breakers: Annotated[list[_TypeName], _Meta(max_length=MAX_TYPES)] = []
     """Open circuit breakers."""
+
+    commands: Annotated[list[_TypeName], _Meta(max_length=MAX_TYPES)] = []
+    """Command types that it handles."""
+
+    events: Annotated[list[_TypeName], _Meta(max_length=MAX_TYPES)] = []
+    """Types of durable events that it handles."""
+
+    event_partitions: Annotated[dict[_Count, _Count], _Meta(max_length=MAX_FRAMES)] = {}
+    """Owned partitions of the event log, each with its epoch."""
+
+    store: _Text = ""
+    """Id of the store of its inbox; empty without one."""
 
 
 class BeatBatch(msgspec.Struct, array_like=True, frozen=True):

@@ -26,6 +26,21 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...]
     """Request types that it handles; none for a client."""
 
+    commands: tuple[str, ...] = ()
+    """Command types that it handles."""
+
+    events: tuple[str, ...] = ()
+    """Types of durable events that it handles."""
+
+    partitions: dict[int, int] = {}
+    """Partitions of its service's work queue that it owns, each with its epoch."""
+
+    event_partitions: dict[int, int] = {}
+    """Partitions of the event log that it owns for its service, each with its epoch."""
+
+    store: str = ""
+    """Id of the store of its inbox; empty without one."""
+
     metadata: dict[str, str]
     in_flight: int
     """Messages whose handlers run."""
@@ -72,6 +87,11 @@ def row_of(node: NodeInfo, now: float, requests_per_second: float | None) -> Nod
         zone=node.zone,
         region=node.region,
         types=node.types,
+        commands=node.commands,
+        events=node.events,
+        partitions=dict(node.partitions),
+        event_partitions=dict(node.event_partitions),
+        store=node.store,
         metadata=dict(node.metadata),
         in_flight=load.in_flight,
         intake=load.intake,
@@ -155,7 +175,7 @@ def _left(row: NodeRow, ago: float) -> NodeRow:
 
 
 _STYLES = {"online": "green", "suspect": "yellow", "draining": "cyan", "faulted": "bold red", "left": "dim"}
-_NUMBERS = frozenset({"load", "CPU", "memory", "stall", "beat", "requests/s"})
+_NUMBERS = frozenset({"owns", "load", "CPU", "memory", "stall", "beat", "requests/s"})
 _LEFT_OUT = ("memory", "CPU", "version", "zone", "service", "stall", "load")
 # In this order, where a terminal is too narrow: what says least about whether a node is well goes first.
 
@@ -169,6 +189,9 @@ def nodes_table(rows: Sequence[NodeRow], width: int, caption: str | None = None)
         caption: A line to stand below.
     """
     lines = [_cells(row) for row in ordered(rows)]
+    if not any(row.partitions or row.event_partitions for row in rows):
+        for line in lines:
+            del line["owns"]
     columns = _fitting(lines, width)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     table.caption, table.caption_justify, table.caption_style = caption, "left", "yellow"
@@ -198,12 +221,13 @@ def ordered(rows: Iterable[NodeRow]) -> list[NodeRow]:
 
 
 def _cells(row: NodeRow) -> dict[str, Text]:
-    """Return what each column says of a node."""
+    """Return what each column says of a node; `owns` is partitions of the work queue and of the event log."""
     # An online node that is not ready gets no calls: that is the more important thing to know.
     status = row.status if row.is_ready or row.status != "online" else "not ready"
     texts = {
         "service": row.service,
         "node": row.node,
+        "owns": f"{len(row.partitions)}+{len(row.event_partitions)}",
         "load": f"{row.in_flight:,}/{row.intake:,}",
         "CPU": f"{row.cpu:.0%}",
         "memory": f"{row.memory_bytes / 1e6:,.0f} MB",

@@ -24,6 +24,14 @@ class Identity(msgspec.Struct, frozen=True):
     """Request types that it handles."""
 
     wire_versions: tuple[int, ...] = (VERSION,)
+    commands: tuple[str, ...] = ()
+    """Command types that it handles."""
+
+    events: tuple[str, ...] = ()
+    """Types of durable events that it handles."""
+
+    store: str = ""
+    """Id of the store of its inbox; empty without one."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -35,6 +43,10 @@ class Report(msgspec.Struct, frozen=True):
     handled: int = 0
     breakers: tuple[str, ...] = ()
     partitions: Mapping[int, int] = {}
+    """Owned partitions of the work queue, each with its epoch."""
+
+    event_partitions: Mapping[int, int] = {}
+    """The same of the event log."""
 
 
 class BeatWriter:
@@ -54,7 +66,9 @@ class BeatWriter:
             *(one.id, one.service, one.version, incarnation, one.types, one.wire_versions),
             *(one.region, one.zone, dict(one.metadata)),
         )
-        self._fixed = b"".join((bytes((0xDC, 0, _FIELDS)), *map(_encode, fixed)))
+        self._first = b"".join((bytes((0xDC, 0, _FIELDS)), *map(_encode, fixed)))
+        self._handled = _encode(one.commands) + _encode(one.events)
+        self._store = _encode(one.store)
         self._sender = one.id
         self._seq = 0
         check_identity(identity)
@@ -77,31 +91,35 @@ class BeatWriter:
             *(self._seq, status, is_ready, max(1, round(interval * 1000)), round(stall * 1000), counts),
             *(report.partitions, utc_ms, report.breakers),
         )
-        frame = self._fixed + _encode(moving)[1:]  # without the head of its own array
+        # In the order of `wire.Beat`, which has what was added later at its end, whether it moves or not.
+        middle = _encode(moving)[1:]  # without the head of its own array
+        frame = b"".join((self._first, middle, self._handled, _encode(report.event_partitions), self._store))
         return join_batch(Kind.HEARTBEAT, (self._sender,), (frame,))
 
 
-_FIELDS = 18
-_SPARE_BYTES = 16_384  # of a beat: what moves, partitions and breakers
+_FIELDS = 22
+_SPARE_BYTES = 28_672
+# Of a beat, for what moves: a node alone may own 1,024 partitions twice over, each of 12 bytes at most; and breakers.
 
 
 def check_identity(identity: Identity) -> None:
     """Refuse what does not fit a beat.
 
     Raises:
-        ConfigurationError: Too much metadata, or too many request types.
+        ConfigurationError: Too much metadata, or too many types.
     """
     if len(identity.metadata) > MAX_METADATA:
         raise ConfigurationError(
             f"metadata must have at most {MAX_METADATA} entries, got {len(identity.metadata)}: it is in every heartbeat"
         )
-    if len(identity.types) > MAX_TYPES:
-        raise ConfigurationError(
-            f"a node handles at most {MAX_TYPES:,} request types, got {len(identity.types):,}; make it two services"
-        )
-    size = len(_encode((identity.types, dict(identity.metadata))))
+    for kind, types in (("request", identity.types), ("command", identity.commands), ("event", identity.events)):
+        if len(types) > MAX_TYPES:
+            raise ConfigurationError(
+                f"a node handles at most {MAX_TYPES:,} {kind} types, got {len(types):,}; make it two services"
+            )
+    size = len(_encode((identity.types, identity.commands, identity.events, dict(identity.metadata))))
     if size > MAX_BEAT_BYTES - _SPARE_BYTES:
         raise ConfigurationError(
-            f"the names of the request types and the metadata of node {identity.id!r} are {size:,} bytes, at most "
+            f"the names of the types and the metadata of node {identity.id!r} are {size:,} bytes, at most "
             f"{MAX_BEAT_BYTES - _SPARE_BYTES:,} fit a heartbeat; shorten them"
         )

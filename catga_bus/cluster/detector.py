@@ -384,7 +384,13 @@ class Detector:
         weight = _weight(info)
         if weight > peer.weight and self._bytes - peer.weight + weight > self._max_bytes:
             self._reject("full")
-            info = msgspec.structs.replace(info, partitions=peer.info.partitions, breakers=peer.info.breakers)
+            known = peer.info
+            info = msgspec.structs.replace(
+                info,
+                partitions=known.partitions,
+                event_partitions=known.event_partitions,
+                breakers=known.breakers,
+            )
             weight = peer.weight
         self._bytes += weight - peer.weight
         peer.weight = weight
@@ -589,8 +595,12 @@ def _differs(before: NodeInfo, after: NodeInfo) -> bool:
         or before.is_ready is not after.is_ready
         or before.evicted is not after.evicted
         or before.partitions != after.partitions
+        or before.event_partitions != after.event_partitions
         or before.breakers != after.breakers
         or before.types != after.types
+        or before.commands != after.commands
+        or before.events != after.events
+        or before.store != after.store
         or before.version != after.version
     )
 
@@ -600,6 +610,9 @@ def _doubt_of(peer: Peer, info: NodeInfo, seq: int) -> str:
     known = peer.info
     is_same = (
         info.types == known.types
+        and info.commands == known.commands
+        and info.events == known.events
+        and info.store == known.store
         and info.service == known.service
         and info.version == known.version
         and info.zone == known.zone
@@ -613,10 +626,11 @@ def _doubt_of(peer: Peer, info: NodeInfo, seq: int) -> str:
 
 def _weight(info: NodeInfo) -> int:
     """Estimate the bytes of memory that a node takes."""
-    entries = len(info.types) + len(info.breakers) + 2 * len(info.metadata) + 2 * len(info.partitions)
-    weight = _NODE_BYTES + entries * _ENTRY_BYTES + sum(map(len, info.types))
-    if info.breakers:
-        weight += sum(map(len, info.breakers))
+    pairs = len(info.metadata) + len(info.partitions) + len(info.event_partitions)
+    weight = _NODE_BYTES + 2 * pairs * _ENTRY_BYTES
+    for names in (info.types, info.commands, info.events, info.breakers):
+        if names:
+            weight += len(names) * _ENTRY_BYTES + sum(map(len, names))
     for key, value in info.metadata.items():
         weight += len(key) + len(value)
     return weight

@@ -414,6 +414,9 @@ class Directory:
             region=one.region,
             zone=one.zone,
             metadata=one.metadata,
+            commands=one.commands,
+            events=one.events,
+            store=one.store,
             interval=self._interval,
             last_beat=self._clock(),
         )

@@ -70,13 +70,25 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...] = ()
     """Request types that it handles."""
 
+    commands: tuple[str, ...] = ()
+    """Command types that it handles."""
+
+    events: tuple[str, ...] = ()
+    """Types of durable events that it handles."""
+
     wire_versions: tuple[int, ...] = ()
     load: NodeLoad = NodeLoad()
     stall: float = 0.0
     """Seconds that its event loop was late, at most, since the beat before."""
 
     partitions: Mapping[int, int] = _NOTHING
-    """Partitions that it owns, each with its epoch."""
+    """Partitions of its service's work queue that it owns, each with its epoch."""
+
+    event_partitions: Mapping[int, int] = _NOTHING
+    """Partitions of the event log that it owns for its service, each with its epoch."""
+
+    store: str = ""
+    """Id of the store of its inbox; empty without one."""
 
     region: str | None = None
     zone: str | None = None
@@ -170,7 +182,11 @@ def info_of(beat: Beat, now: float, utc_ms: int) -> NodeInfo:
         wire_versions=tuple(beat.wire_versions),
         load=NodeLoad(load.in_flight, load.intake, load.handled, load.cpu, load.memory_bytes),
         stall=beat.stall_ms / 1000,
+        commands=tuple(beat.commands),
+        events=tuple(beat.events),
         partitions=MappingProxyType(beat.partitions) if beat.partitions else _NOTHING,
+        event_partitions=MappingProxyType(beat.event_partitions) if beat.event_partitions else _NOTHING,
+        store=beat.store,
         region=beat.region,
         zone=beat.zone,
         metadata=MappingProxyType(beat.metadata) if beat.metadata else _NO_TEXTS,

@@ -67,7 +67,15 @@ Listen: TypeAlias = Callable[[str], Awaitable[tuple[NodeDiscovery, RecordedNodes
 
 
 def _identity(node_id: str) -> Identity:
-    return Identity("shop", node_id, "1.2", {"team": "a"}, zone="eu-1", region="eu", types=("Quote",))
+    return Identity(
+        *("shop", node_id, "1.2", {"team": "a"}),
+        zone="eu-1",
+        region="eu",
+        types=("Quote",),
+        commands=("Debit",),
+        events=("Debited",),
+        store="s-1",
+    )
 
 
 class DiscoveryContract:
@@ -108,6 +116,7 @@ class DiscoveryContract:
                 {"team": "a"},
                 ("Quote",),
             )
+            assert (info.commands, info.events, info.store) == (("Debit",), ("Debited",), "s-1")
 
     async def test_beats_go_on_in_order(self, listening: Listen) -> None:
         a, _ = await listening("a")
@@ -144,11 +153,13 @@ class DiscoveryContract:
         await a.announce(_identity("a"), (1, 7))
         await eventually(lambda: told.of("a"))
         assert not told.of("a")[-1].is_ready
-        a.report(Report(is_ready=True, in_flight=3, intake=5, handled=7, breakers=("Quote",), partitions={1: 2}))
+        owned = {"partitions": {1: 2}, "event_partitions": {3: 4}}
+        a.report(Report(is_ready=True, in_flight=3, intake=5, handled=7, breakers=("Quote",), **owned))
         await eventually(lambda: told.of("a")[-1].is_ready)
         info = told.of("a")[-1]
         assert (info.load.in_flight, info.load.intake, info.load.handled) == (3, 5, 7)
         assert (info.breakers, dict(info.partitions)) == (("Quote",), {1: 2})
+        assert dict(info.event_partitions) == {3: 4}
         a.set_interval(60.0)
         a.tell(NodeStatus.DRAINING)
         await eventually(lambda: told.of("a")[-1].status is NodeStatus.DRAINING)

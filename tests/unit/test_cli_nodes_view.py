@@ -143,6 +143,11 @@ def test_the_json_has_every_field():
                 "zone": "eu-1",
                 "region": None,
                 "types": ["Quote"],
+                "commands": [],
+                "events": [],
+                "partitions": {},
+                "event_partitions": {},
+                "store": "",
                 "metadata": {"team": "desk"},
                 "in_flight": 3,
                 "intake": 1_012,
@@ -156,6 +161,14 @@ def test_the_json_has_every_field():
             }
         ]
     }
+
+
+def test_partitions_are_shown_where_somebody_owns_some():
+    row = changed(partitions={3: 41, 7: 2}, event_partitions={1: 9})
+    header, line, other = (words(text) for text in drawn(row, changed(node="shop-2")).splitlines())
+    assert (header[3].strip(), line[3].strip(), other[3].strip()) == ("owns", "2+1", "0+0")
+    document = json.loads(msgspec.json.encode(nodes_object([row])))["nodes"][0]
+    assert (document["partitions"], document["event_partitions"]) == ({"3": 41, "7": 2}, {"1": 9})
 
 
 def test_a_change_is_one_line_and_one_object():
@@ -226,15 +239,28 @@ def test_a_node_is_a_row():
         status=NodeStatus.ONLINE,
         is_ready=True,
         types=("Quote",),
+        commands=("Debit",),
+        events=("Debited",),
+        partitions={3: 41},
+        event_partitions={1: 9},
+        store="s-1",
         load=NodeLoad(3, 1_012, 99, 0.254, 58_400_000),
         zone="eu-1",
         last_beat=9.75,
     )
-    assert row_of(node, 10.0, 1_234.5) == changed(beat_age=0.25)
+    owner = changed(
+        beat_age=0.25,
+        commands=("Debit",),
+        events=("Debited",),
+        partitions={3: 41},
+        event_partitions={1: 9},
+        store="s-1",
+    )
+    assert row_of(node, 10.0, 1_234.5) == owner
     assert row_of(node, 9.0, None).beat_age == 0.0
     dead = msgspec.structs.replace(node, status=NodeStatus.FAULTED, evicted=True)
-    assert row_of(dead, 10.0, 1_234.5) == changed(
-        beat_age=0.25, status="faulted", is_evicted=True, requests_per_second=None
+    assert row_of(dead, 10.0, 1_234.5) == msgspec.structs.replace(
+        owner, status="faulted", is_evicted=True, requests_per_second=None
     )
 
 

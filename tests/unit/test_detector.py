@@ -261,9 +261,19 @@ def test_a_longer_interval_is_believed_when_it_answers_unless_it_is_as_long_as_t
 def test_what_never_changes_in_a_life_cannot_be_changed_by_a_beat(rig: Rig) -> None:
     for facts in ({"types": ("U",)}, {"service": "x"}, {"version": "2"}, {"zone": "z"}, {"metadata": {"a": "b"}}):
         rig.beat("a", **facts)
-    assert rig.detector.rejected == {"forged": 5}
+    for facts in ({"commands": ("U",)}, {"events": ("U",)}, {"store": "x"}):
+        rig.beat("a", **facts)
+    assert rig.detector.rejected == {"forged": 8}
     assert (rig.info().types, rig.info().service) == (("T",), "shop")
     assert len(rig.probes) == 1
+
+
+@pytest.mark.parametrize("field", ["partitions", "event_partitions"])
+def test_a_change_of_what_a_node_owns_is_told(rig: Rig, field: str) -> None:
+    for owned in ({3: 41}, {3: 41}, {3: 42}, {}):
+        rig.beat("a", **{field: owned})
+        assert dict(getattr(rig.info(), field)) == owned
+    assert rig.changes == [("updated", "a")] * 3
 
 
 def test_doubtful_beats_put_no_other_question_off_and_no_answer_is_lost_to_them(rig: Rig) -> None:
@@ -361,6 +371,9 @@ def test_the_view_is_bounded_in_bytes() -> None:
     rig.beat("a", partitions=dict.fromkeys(range(1_000), 1), is_ready=False)
     assert rig.detector.rejected == {"full": 2}
     assert (rig.info().is_ready, dict(rig.info().partitions)) == (False, {})
+    rig.beat("a", event_partitions=dict.fromkeys(range(1_000), 1))
+    assert rig.detector.rejected == {"full": 3}
+    assert (rig.info().is_ready, dict(rig.info().event_partitions)) == (True, {})
     rig.run(1.3)
     rig.run(rules.FORGET_SILENT + 2.0)
     assert rig.detector._bytes == 0

@@ -27,11 +27,13 @@ from catga_bus import (
     Request,
 )
 from catga_bus.clock import monotonic
-from catga_bus.cluster.beats import Identity, check_identity
+from catga_bus.cluster.beats import BeatWriter, Identity, Report, check_identity
 from catga_bus.cluster.claim import SILENT_STRIDE
 from catga_bus.cluster.watching import Watcher
+from catga_bus.codec import Gate
 from catga_bus.node import Node
 from catga_bus.testing import broker_of, eventually
+from catga_bus.wire import MAX_BEAT_BYTES
 from tests.cluster_simulation import info
 
 
@@ -432,10 +434,33 @@ def test_what_does_not_fit_a_heartbeat_is_refused_when_the_bus_is_made(options: 
 @pytest.mark.parametrize(
     ("types", "text"),
     [
-        (("T",) * 1_025, "a node handles at most 1,024 request types, got 1,025; make it two services"),
-        (("x" * 1_024,) * 60, "the names of the request types and the metadata of node 'a' are 61,.* bytes"),
+        ({"types": ("T",) * 1_025}, "a node handles at most 1,024 request types, got 1,025; make it two services"),
+        ({"commands": ("T",) * 1_025}, "a node handles at most 1,024 command types, got 1,025; make it two services"),
+        ({"events": ("T",) * 1_025}, "a node handles at most 1,024 event types, got 1,025; make it two services"),
+        ({"types": ("x" * 1_024,) * 60}, "the names of the types and the metadata of node 'a' are 61,.* bytes"),
+        (
+            dict.fromkeys(("types", "commands", "events"), ("x" * 1024,) * 12),
+            "of node 'a' are 36,.* bytes, at most 36,864 fit a heartbeat",
+        ),
     ],
 )
-def test_more_types_than_fit_a_heartbeat_are_refused(types: tuple[str, ...], text: str) -> None:
+def test_more_types_than_fit_a_heartbeat_are_refused(types: dict[str, tuple[str, ...]], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
-        check_identity(Identity("shop", "a", "1", {}, types=types))
+        check_identity(Identity("shop", "a", "1", {}, **types))
+
+
+def test_what_moves_has_room_beside_the_most_that_stays() -> None:
+    most = dict.fromkeys(range(1_024), 2**53 - 1)
+    identity = Identity("shop", "a", "1", {}, types=("x" * 1_020,) * 35)
+    payload = BeatWriter(identity, (1, 2**52)).write(
+        NodeStatus.ONLINE,
+        Report(partitions=most, event_partitions=most, breakers=("Quote",) * 100),
+        is_ready=True,
+        interval=0.25,
+        stall=60.0,
+        load=NodeLoad(4_096, 4_096, 2**52, 1.5, 2**40),
+        utc_ms=2**42,
+    )
+    assert len(payload) <= MAX_BEAT_BYTES
+    [beat] = Gate().beats(payload).frames
+    assert (beat.partitions, beat.event_partitions) == (most, most)
