@@ -38,6 +38,10 @@ def taken_apart(payload: bytes) -> tuple[int, list[Any], list[Any]]:
         beats = gate.beats(payload)
         said = read(msgspec.json.encode(beats.frames))
         return kind, [getattr(beats.head, name) for name in beats.head.__struct_fields__], said
+    if kind == Kind.NOTICES:
+        notices = gate.notices(payload)
+        said = read(msgspec.json.encode(notices.frames))
+        return kind, [getattr(notices.head, name) for name in notices.head.__struct_fields__], said
     batch = gate.messages(payload) if kind == Kind.MESSAGES else gate.answers(payload)
     frames = []
     for frame in batch.frames:
@@ -300,7 +304,7 @@ def test_comments_on_the_page_name_the_values_beside_them() -> None:
             if value:
                 assert msgspec.msgpack.decode(bytes.fromhex(shown)) == json.loads(value[1]), comment
                 checked += 1
-    assert checked == 98
+    assert checked == 102
 
 
 def test_the_page_lists_every_golden_token() -> None:
