@@ -1,37 +1,32 @@
 """Bus: what users hold. It builds the rooms of a node and joins them."""
 
 import asyncio
-import contextlib
-import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
+from catga_bus.calling import Calling, after_a_turn, as_err
 from catga_bus.clock import Clock, monotonic
 from catga_bus.cluster.beats import Identity, check_identity
-from catga_bus.cluster.directory import Directory
 from catga_bus.cluster.discovery import NodeDiscovery
 from catga_bus.cluster.records import NodeChange, NodeInfo, NodeStatus
 from catga_bus.config import BusConfig, check_name, check_text, checked_config, checked_metadata, server_urls
-from catga_bus.context import Context, Outgoing
+from catga_bus.context import Context
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import (
     BusStateError,
     CallError,
-    Code,
     ConfigurationError,
-    Outcome,
     PermissionDeniedError,
 )
 from catga_bus.handlers.router import Router
 from catga_bus.health import BusState, Facts, Health, HealthLimits, assess
 from catga_bus.ids import new_node_id
-from catga_bus.messages import Command, Event, Request, options_of
+from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics, ConnectionEvents, Node
-from catga_bus.pipeline import compose
 from catga_bus.resilience.circuit_breaker import BreakerChange
 from catga_bus.result import Err, Ok
 from catga_bus.signals import Signals
@@ -128,8 +123,10 @@ class Bus(Router):
         self._closed = asyncio.Event()
         self._left = 0  # messages that the drain did not finish
         self._connection = ConnectionEvents()
-        self._send_through: Callable[[Any, Any], Any] | None = None
-        self._fire_through: Callable[[Any, Any], Any] | None = None
+        self._calling = self._make_calling()
+
+    def _make_calling(self) -> Calling:
+        return Calling(self._open, self._connection, self.config, self._clock, self._collected.outbound)
 
     def __repr__(self) -> str:
         return f"<Bus {self.service} node {self.node_id} {self._state}>"
@@ -176,6 +173,7 @@ class Bus(Router):
         self._check_registrations()
         self._state = BusState.STARTING
         self._collected.sealed = f"{self!r} has started; register before start()"
+        self._calling = self._make_calling()  # with the middleware that was registered
         work = self._starting = asyncio.create_task(self._start())
         try:
             await asyncio.wait({work})
@@ -224,9 +222,6 @@ class Bus(Router):
             )
         await here.warn_of_capture()
         here.directory.set_ready(is_ready=True)
-        if self._collected.outbound:
-            self._send_through = compose(self._collected.outbound, self._send_core)
-            self._fire_through = compose(self._collected.outbound, self._fire_core)
         if self._closing is None:
             self._state = BusState.STARTED
         log.info("%s serves %s over %s", self.node_id, self.service, transport.url)
@@ -419,24 +414,19 @@ class Bus(Router):
                 raised, or `node` is given as well.
             PermissionDeniedError: The server refuses the subject to this user.
         """
-        if self._send_through is not None:
-            result: Ok[R] | Err = await self._send_through(
-                request, self._outgoing(self._checked_timeout(timeout), node, where, None)
-            )
-            return result if isinstance(result, Ok) else await _refused(result)
-        if node is not None or where is not None:
-            return await self._send_to(request, self._checked_timeout(timeout), node, where, None)
+        if node is not None or where is not None or self._calling.has_middleware:
+            return await self._calling.send(request, timeout, node, where)
         here = self._node
         if here is None or self._pid != os.getpid():
             here = self._open()
-        limit = here.send_timeout if timeout is None else self._checked_timeout(timeout)
+        limit = here.send_timeout if timeout is None else self._calling.checked_timeout(timeout)
         trace = None if here.trace is None else here.trace()
         if here.outgoing.is_blocked:
             limit = await here.wait_room(limit)
         try:
             call = here.call(request, here.take_id(), limit, trace)
         except CallError as error:
-            return await _refused(_as_err(error))
+            return await after_a_turn(as_err(error))
         try:
             return await call.future
         except BaseException:
@@ -455,14 +445,14 @@ class Bus(Router):
             InvalidMessageError: A field holds what MessagePack cannot carry.
             TooLargeError: The event exceeds what the server takes.
         """
-        await self._fire("publish", event, None)
+        await self._calling.fire("publish", event)
 
     async def broadcast(self, event: Event) -> None:
         """Send an event to every live node that handles it, at most once, in order per sender and handler.
 
         Raises as `publish` does; durable classes may be broadcast, too.
         """
-        await self._fire("broadcast", event, None)
+        await self._calling.fire("broadcast", event)
 
     @property
     def node(self) -> NodeInfo:
@@ -565,121 +555,15 @@ class Bus(Router):
         where: Callable[[NodeInfo], bool] | None,
     ) -> Ok[R] | Err:
         """Send on behalf of a handler: `Context.send` calls this."""
-        limit = min(self._checked_timeout(timeout), parent.remaining)
-        if self._send_through is not None:
-            result: Ok[R] | Err = await self._send_through(request, self._outgoing(limit, node, where, parent))
-            return result if isinstance(result, Ok) else await _refused(result)
-        return await self._send_to(request, limit, node, where, parent)
+        return await self._calling.send(request, timeout, node, where, parent)
 
     async def publish_from(self, parent: Context, event: Event) -> None:
         """Publish on behalf of a handler: `Context.publish` calls this."""
-        await self._fire("publish", event, parent)
+        await self._calling.fire("publish", event, parent)
 
     async def broadcast_from(self, parent: Context, event: Event) -> None:
         """Broadcast on behalf of a handler: `Context.broadcast` calls this."""
-        await self._fire("broadcast", event, parent)
-
-    def _outgoing(
-        self, limit: float, node: str | None, where: Callable[[NodeInfo], bool] | None, parent: Context | None
-    ) -> "_OutgoingRequest":
-        return _OutgoingRequest("send", limit, node, parent, where, deadline=self._clock() + limit, clock=self._clock)
-
-    async def _send_core(self, request: Any, outgoing: "_OutgoingRequest") -> Ok[Any] | Err:
-        left = outgoing.deadline - self._clock()  # the deadline counts from the call, not from the end of middleware
-        return await self._send_to(request, left, outgoing.node, outgoing.where, outgoing.parent)
-
-    async def _send_to(
-        self,
-        request: Any,
-        limit: float,
-        node: str | None,
-        where: Callable[[NodeInfo], bool] | None,
-        parent: Context | None,
-    ) -> Ok[Any] | Err:
-        here = self._open()
-        if limit <= 0.0:
-            text = "the deadline had passed before the request was written"
-            return await _refused(Err(str(Code.TIMEOUT), text, None, Outcome.NOT_RUN, retryable=True))
-        began = self._clock()
-        target: tuple[str, str] | None = None
-        if node is not None or where is not None:
-            found = await self._target(here, request, limit, node, where)
-            if isinstance(found, Err):
-                return await _refused(found)
-            target = found
-        limit -= self._clock() - began
-        if here.outgoing.is_blocked:
-            limit = await here.wait_room(limit)
-        try:
-            choice = None if where is None else _tolerant(where)
-            call = here.call(request, here.take_id(), limit, self._trace(here, parent), target, choice)
-        except CallError as error:
-            return await _refused(_as_err(error))
-        try:
-            return await call.future
-        except BaseException:
-            here.caller.forget(call)
-            raise
-
-    async def _target(
-        self,
-        here: Node,
-        request: Any,
-        limit: float,
-        node: str | None,
-        where: Callable[[NodeInfo], bool] | None,
-    ) -> tuple[str, str] | Err:
-        """Find the one node to ask; without a connection wait for one, then for the node to be heard of."""
-        if node is not None and where is not None:
-            raise ConfigurationError(f"node={node!r} names the one node to ask already; leave out node or where")
-        directory = here.directory
-        began = self._clock()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit):
-                await self._connection.up.wait()
-        if not here.transport.is_connected:
-            text = "there was no connection to send it to " + ("a node" if node is None else f"node {node!r}")
-            return Err(str(Code.DISCONNECTED), text, None, Outcome.NOT_RUN, retryable=True)
-        left = limit - (self._clock() - began)
-        if node is not None:
-            find: Callable[[], tuple[str, str] | None] = functools.partial(directory.address, node)
-            is_known_dead = directory.is_dead(node)
-        else:
-            find = functools.partial(_pick, directory, options_of(type(request)).type_name, where)
-            is_known_dead = False
-        found = None if is_known_dead else await directory.wait_for(find, min(left, directory.interval))
-        if found is not None and not (node is not None and directory.is_dead(node)):
-            return found
-        if node is not None:
-            text = directory.describe(node)
-        else:
-            name = options_of(type(request)).type_name
-            text = f"no node fits where={_name_of(where)}; {directory.describe_live(name)}"
-        return Err(str(Code.NO_HANDLER), text, None, Outcome.NOT_RUN, retryable=True)
-
-    async def _fire(self, operation: Literal["publish", "broadcast"], event: Event, parent: Context | None) -> None:
-        if self._fire_through is None:
-            await self._fire_now(operation, event, parent)
-            return
-        result = await self._fire_through(event, Outgoing(operation, None, None, parent))
-        if isinstance(result, Err):
-            raise result.error()
-
-    async def _fire_core(self, event: Any, outgoing: Outgoing) -> Ok[Any] | Err:
-        try:
-            await self._fire_now(outgoing.operation, event, outgoing.parent)
-        except CallError as error:
-            return _as_err(error)
-        return Ok(None)
-
-    async def _fire_now(self, operation: str, event: Event, parent: Context | None) -> None:
-        here = self._open()
-        fire = here.fanout.publish if operation == "publish" else here.fanout.broadcast
-        await fire(event, here.take_id(), self._trace(here, parent))
-
-    def _trace(self, here: Node, parent: Context | None) -> str | None:
-        current = None if here.trace is None else here.trace()
-        return current if current is not None or parent is None else parent.trace
+        await self._calling.fire("broadcast", event, parent)
 
     # -- checks --------------------------------------------------------------------------------------------
 
@@ -697,32 +581,6 @@ class Bus(Router):
             raise BusStateError(f"{self!r} is not started; {fix}")
         return self._node
 
-    def _checked_timeout(self, timeout: float | None) -> float:
-        if timeout is None:
-            return self.config.send_timeout
-        try:
-            if 0.0 < timeout <= _MAX_TIMEOUT:
-                return timeout
-        except TypeError:
-            pass
-        raise ConfigurationError(f"timeout must be seconds above 0, at most {_MAX_TIMEOUT:,}, got {timeout!r}")
-
-
-class _OutgoingRequest(Outgoing, frozen=True):
-    """What outbound middleware is told about a request, with the instant at which its time is over."""
-
-    deadline: float = 0.0
-    clock: Clock = monotonic
-
-    @property
-    def remaining(self) -> float:
-        """Seconds until the deadline, never below 0."""
-        return max(0.0, self.deadline - self.clock())
-
-
-_HOPELESS = (Code.INVALID_MESSAGE, Code.TOO_LARGE)  # a message meets the same end every time
-_MAX_TIMEOUT = 31_536_000  # a year
-
 
 def _checked_pending(max_pending: int) -> int:
     if max_pending < 1:
@@ -735,43 +593,6 @@ def _checked_urls(url: str | None) -> tuple[str, ...]:
     if urls[0].startswith("embedded://"):
         EmbeddedServer.parse(urls[0])
     return urls
-
-
-async def _refused(error: Err) -> Err:
-    """Return what was decided without waiting for anybody, after a turn of the event loop.
-
-    Who only tries again would else keep the loop from everything, also from what would let the next call through.
-    """
-    await asyncio.sleep(0)
-    return error
-
-
-def _as_err(error: CallError) -> Err:
-    retryable = error.retryable or (error.outcome is Outcome.NOT_RUN and error.code not in _HOPELESS)
-    return Err(error.code, error.message, error.details, error.outcome, retryable, error.attempts, error.node)
-
-
-def _pick(directory: Directory, type_name: str, where: Callable[[NodeInfo], bool] | None) -> tuple[str, str] | None:
-    try:
-        return directory.pick(type_name, (), where)
-    except Exception as error:
-        raise ConfigurationError(f"where={_name_of(where)} raised {type(error).__name__}: {error}") from error
-
-
-def _tolerant(where: Callable[[NodeInfo], bool]) -> Callable[[NodeInfo], bool]:
-    """Return the same choice for later attempts, which nobody is there to be told of an error of."""
-
-    def fits(info: NodeInfo) -> bool:
-        try:
-            return where(info)
-        except Exception:
-            return False
-
-    return fits
-
-
-def _name_of(where: Callable[[NodeInfo], bool] | None) -> str:
-    return getattr(where, "__qualname__", repr(where))
 
 
 async def _first(work: Any, interrupted: asyncio.Event) -> bool:
