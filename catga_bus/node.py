@@ -23,12 +23,13 @@ from catga_bus.dispatch.deliveries import Delivery, DispatcherStatistics, Statio
 from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.stations import build_station
 from catga_bus.dispatch.threads import HandlerThreads
-from catga_bus.errors import CallError
+from catga_bus.errors import CallError, InvalidMessageError
 from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler
 from catga_bus.handlers.router import Collected
 from catga_bus.health import BusState, Facts
 from catga_bus.ids import MessageIds
+from catga_bus.partition.hashing import partition_of
 from catga_bus.pulse import Pulse
 from catga_bus.requests.caller import Caller
 from catga_bus.requests.calls import CallerStatistics
@@ -138,6 +139,7 @@ class Node:
             breaker=config.breaker,
             clock=clock,
             rng=random.Random(),
+            owner_of=self._owner_of,
         )
         self.responder = Responder(
             transport,
@@ -177,6 +179,15 @@ class Node:
         self.send_timeout = config.send_timeout
         self.take_id = ids.take
         self.call = self.caller.call
+
+    def _owner_of(self, type_name: str, key: str) -> tuple[str, str] | None:
+        owners = self.directory.owners(type_name)
+        if not owners.partitions:
+            return None
+        try:
+            return owners.by_partition.get(partition_of(key, owners.partitions))
+        except InvalidMessageError:
+            return None  # a key that cannot be hashed has no owner; requests may have any
 
     def _coalescer(self) -> Coalescer:
         config = self.config

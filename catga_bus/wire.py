@@ -178,8 +178,8 @@ class BeatLoad(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Beat(msgspec.Struct, array_like=True, frozen=True):
     """What a node says of itself.
 
-    The first nine fields, `commands`, `events` and `store` stay the same from its start to its end. What follows
-    `interval_ms` may be left off: it was added later, and always at the end.
+    The first nine fields, `commands`, `events`, `store` and `partition_count` stay the same from its start to its end.
+    What follows `interval_ms` may be left off: it was added later, and always at the end.
     """
 
     id: _Name
@@ -229,6 +229,9 @@ class Beat(msgspec.Struct, array_like=True, frozen=True):
 
     store: _Text = ""
     """Id of the store of its inbox; empty without one."""
+
+    partition_count: _Count = 0
+    """Partitions of its service's work queue; 0 if it keeps none."""
 
 
 class BeatBatch(msgspec.Struct, array_like=True, frozen=True):

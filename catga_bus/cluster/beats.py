@@ -33,6 +33,9 @@ class Identity(msgspec.Struct, frozen=True):
     store: str = ""
     """Id of the store of its inbox; empty without one."""
 
+    partition_count: int = 0
+    """Partitions of its service's work queue; 0 if it keeps none."""
+
 
 class Report(msgspec.Struct, frozen=True):
     """How a node is, as its event loop says; read by the thread that beats."""
@@ -68,7 +71,7 @@ class BeatWriter:
         )
         self._first = b"".join((bytes((0xDC, 0, _FIELDS)), *map(_encode, fixed)))
         self._handled = _encode(one.commands) + _encode(one.events)
-        self._store = _encode(one.store)
+        self._last = _encode(one.store) + _encode(one.partition_count)
         self._sender = one.id
         self._seq = 0
         check_identity(identity)
@@ -93,11 +96,11 @@ class BeatWriter:
         )
         # In the order of `wire.Beat`, which has what was added later at its end, whether it moves or not.
         middle = _encode(moving)[1:]  # without the head of its own array
-        frame = b"".join((self._first, middle, self._handled, _encode(report.event_partitions), self._store))
+        frame = b"".join((self._first, middle, self._handled, _encode(report.event_partitions), self._last))
         return join_batch(Kind.HEARTBEAT, (self._sender,), (frame,))
 
 
-_FIELDS = 22
+_FIELDS = 23
 _SPARE_BYTES = 28_672
 # Of a beat, for what moves: a node alone may own 1,024 partitions twice over, each of 12 bytes at most; and breakers.
 

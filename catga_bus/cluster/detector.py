@@ -613,6 +613,7 @@ def _doubt_of(peer: Peer, info: NodeInfo, seq: int) -> str:
         and info.commands == known.commands
         and info.events == known.events
         and info.store == known.store
+        and info.partition_count == known.partition_count
         and info.service == known.service
         and info.version == known.version
         and info.zone == known.zone

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Collection
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, TypeVar
 from weakref import WeakSet
 
 import msgspec
@@ -47,6 +47,15 @@ T = TypeVar("T")
 _log = logging.getLogger("catga_bus.cluster")
 
 Address = tuple[str, str]
+
+
+class Owners(NamedTuple):
+    """Who owns what of a service's work queue."""
+
+    partitions: int
+    """Partitions that there are; 0 if nobody owns any."""
+
+    by_partition: Mapping[int, Address]
 
 
 class Directory:
@@ -104,6 +113,7 @@ class Directory:
         self._status = NodeStatus.ONLINE
         self._is_ready = self._is_replaced = False
         self._takers: dict[str, list[NodeInfo]] = {}  # by type; emptied when the view changes
+        self._owners: dict[str, Owners] = {}  # the same
         self._watchers: WeakSet[Watcher] = WeakSet()
         self._missed = 0
         self._waiting: set[asyncio.Future[None]] = set()
@@ -352,6 +362,7 @@ class Directory:
 
     def _view_changed(self) -> None:
         self._takers.clear()
+        self._owners.clear()
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
@@ -417,6 +428,7 @@ class Directory:
             commands=one.commands,
             events=one.events,
             store=one.store,
+            partition_count=one.partition_count,
             interval=self._interval,
             last_beat=self._clock(),
         )
@@ -515,6 +527,15 @@ class Directory:
                 one = other
         return one.service, one.id
 
+    def owners(self, type_name: str) -> Owners:
+        """Return the live, ready nodes that handle a request type, by the partition that each owns."""
+        found = self._owners.get(type_name)
+        if found is None:
+            found = self._owners[type_name] = _owners_among(
+                [info for info in self._proven() if _takes(info, type_name)]
+            )
+        return found
+
     def address(self, node_id: str) -> Address | None:
         """Return service and id of a node, dead or alive; None if it is not known."""
         info = self.get(node_id)
@@ -557,6 +578,17 @@ _LOGGED = (ChangeKind.JOINED, ChangeKind.RECOVERED, ChangeKind.DRAINING, ChangeK
 
 def _takes(info: NodeInfo, type_name: str) -> bool:
     return info.status is NodeStatus.ONLINE and info.is_ready and type_name in info.types
+
+
+def _owners_among(nodes: Collection[NodeInfo]) -> Owners:
+    """Return who owns what; of two that say so, the one with the higher epoch does."""
+    best: dict[int, tuple[int, Address]] = {}
+    for info in nodes:
+        for partition, epoch in info.partitions.items():
+            if partition not in best or epoch > best[partition][0]:
+                best[partition] = (epoch, (info.service, info.id))
+    count = max((info.partition_count for info in nodes), default=0)
+    return Owners(count, {partition: address for partition, (_, address) in best.items()})
 
 
 def _is_trouble(info: NodeInfo) -> bool:

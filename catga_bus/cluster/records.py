@@ -90,6 +90,9 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     store: str = ""
     """Id of the store of its inbox; empty without one."""
 
+    partition_count: int = 0
+    """Partitions of its service's work queue; 0 if it keeps none."""
+
     region: str | None = None
     zone: str | None = None
     metadata: Mapping[str, str] = _NO_TEXTS
@@ -187,6 +190,7 @@ def info_of(beat: Beat, now: float, utc_ms: int) -> NodeInfo:
         partitions=MappingProxyType(beat.partitions) if beat.partitions else _NOTHING,
         event_partitions=MappingProxyType(beat.event_partitions) if beat.event_partitions else _NOTHING,
         store=beat.store,
+        partition_count=beat.partition_count,
         region=beat.region,
         zone=beat.zone,
         metadata=MappingProxyType(beat.metadata) if beat.metadata else _NO_TEXTS,

@@ -12,7 +12,7 @@ import msgspec
 
 from catga_bus.clock import Clock
 from catga_bus.codec import DECODE_ERRORS, Gate, GateError
-from catga_bus.codec.frames import encode_frame
+from catga_bus.codec.frames import encode_frame, key_text
 from catga_bus.errors import CatgaError, Code, Outcome, TooLargeError
 from catga_bus.rarely import RareLog
 from catga_bus.requests import attempts, endings
@@ -22,7 +22,7 @@ from catga_bus.requests.calls import Call, CallerStatistics, Route
 from catga_bus.requests.failover import Failover
 from catga_bus.requests.grain import grain, smoothed
 from catga_bus.requests.guard import Guard
-from catga_bus.requests.peers import Address, Choice, Peers
+from catga_bus.requests.peers import Address, Choice, OwnerOf, Peers, no_owner
 from catga_bus.requests.queries import Queries
 from catga_bus.requests.routing import Routing
 from catga_bus.resilience.circuit_breaker import BreakerOptions
@@ -79,6 +79,7 @@ class Caller:
         breaker: Options of the circuit breakers; None for none.
         clock: Monotonic seconds.
         rng: Jitter of retries.
+        owner_of: Finds the owner of a key, to whom requests that have one go first.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Caller:
         breaker: BreakerOptions | None,
         clock: Clock,
         rng: random.Random,
+        owner_of: OwnerOf = no_owner,
     ) -> None:
         self._transport = transport
         self._coalescer = coalescer
@@ -127,7 +129,7 @@ class Caller:
         self._queries = Queries(transport, names, sender=sender, answers_to=self._answers_to)
         self.guard = Guard(breaker, peers, clock)
         self._held = self.guard.held
-        self._routing = Routing(coalescer, names, peers, self.guard, self._seal)
+        self._routing = Routing(coalescer, names, peers, self.guard, self._seal, owner_of)
         self._routes = self._routing.by_class
         self._failover = Failover(
             peers, self.guard, self._queries, self._budget, write=self._write_again, end=self._end
@@ -214,6 +216,10 @@ class Caller:
         call = Call(message_id, route, route.lane, self._create_future(), frame, deadline, due, timeout)
         if target is not None or self._peers.troubled or self._held:
             self._routing.aim(call, target, choice)
+        if route.key_field is not None and target is None and choice is None and not self._held:
+            key = key_text(request, route.key_field)
+            if key is not None:
+                self._routing.prefer(call, key)
         lane = call.lane
         self._pending[message_id] = call
         self._calls += 1

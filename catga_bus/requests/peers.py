@@ -10,6 +10,10 @@ Choice = Callable[[Any], bool]
 """Which nodes may take a request: given a `NodeInfo`, whether that node may."""
 
 
+OwnerOf = Callable[[str, str], Address | None]
+"""Given a request type and a key, the live node that owns the key's partition of the service's work queue, or None."""
+
+
 class Peers(Protocol):
     """The view of the other nodes; the directory of the cluster is one.
 
@@ -48,6 +52,12 @@ class Peers(Protocol):
         All that handle the type while no doubt points to one; at most a few.
         """
         ...
+
+
+def no_owner(type_name: str, key: str) -> Address | None:
+    """Nobody owns anything."""
+    del type_name, key
+    return None
 
 
 class NoPeers:

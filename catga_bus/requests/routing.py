@@ -6,7 +6,7 @@ from catga_bus.messages import options_of, reply_type
 from catga_bus.requests.calls import Aim, Call, Route
 from catga_bus.requests.endings import not_permitted
 from catga_bus.requests.guard import Guard
-from catga_bus.requests.peers import Address, Choice, Peers
+from catga_bus.requests.peers import Address, Choice, OwnerOf, Peers
 from catga_bus.transport.coalescer import Coalescer, Lane, Seal
 from catga_bus.wire import Names
 
@@ -22,6 +22,7 @@ class Routing:
         peers: What is known of the other nodes.
         guard: What is held back.
         seal: Makes batches of requests.
+        owner_of: Finds the owner of a key.
 
     Attributes:
         by_class: The routes found so far; all that the hot path looks at.
@@ -29,12 +30,15 @@ class Routing:
             connection came up.
     """
 
-    def __init__(self, coalescer: Coalescer, names: Names, peers: Peers, guard: Guard, seal: Seal) -> None:
+    def __init__(
+        self, coalescer: Coalescer, names: Names, peers: Peers, guard: Guard, seal: Seal, owner_of: OwnerOf
+    ) -> None:
         self._coalescer = coalescer
         self._names = names
         self._peers = peers
         self._guard = guard
         self._seal = seal
+        self._owner_of = owner_of
         self.by_class: dict[type, Route] = {}
         self.closed: set[str] = set()
 
@@ -81,6 +85,17 @@ class Routing:
             target = self._peers.pick(type_name)
         if target is not None and (aim.is_bound or target[0] not in self.closed):
             aim.target = target
+            call.lane = self._lane_to(call.route, target)
+
+    def prefer(self, call: Call, key: str) -> None:
+        """Send a call whose message has a key to the live owner of its partition; the queue group is as good.
+
+        The owner has the key's data at hand. Nothing is stored and nothing fenced: later attempts go to any node.
+        """
+        target = self._owner_of(call.route.type_name, key)
+        if target is not None and target[0] not in self.closed:
+            call.aim = Aim(is_bound=False, choice=None)
+            call.aim.target = target
             call.lane = self._lane_to(call.route, target)
 
     def aim_again(self, call: Call) -> Address | None:
