@@ -7,7 +7,8 @@ from catga_bus.blocking import BlockingBus
 from catga_bus.bus import Bus
 from catga_bus.cluster.records import ChangeKind, ClusterStatistics, NodeChange, NodeInfo, NodeLoad, NodeStatus
 from catga_bus.config import BusConfig
-from catga_bus.context import BlockingContext, Context, Outgoing
+from catga_bus.context import BlockingContext, BlockingTransaction, Context, Outgoing
+from catga_bus.effects import Fence, Transaction
 from catga_bus.errors import (
     AuthenticationError,
     BusStateError,
@@ -38,13 +39,15 @@ from catga_bus.pipeline import CallNext, Result
 from catga_bus.resilience.bulkhead import Bulkhead
 from catga_bus.resilience.circuit_breaker import BreakerChange, BreakerOptions, BreakerState
 from catga_bus.resilience.rate_limiter import RateLimiter
-from catga_bus.result import Err, Ok
+from catga_bus.resilience.retry import RetryOptions
+from catga_bus.result import Err, Ok, Stored
 from catga_bus.version import __version__
 
 __all__ = [
     "AuthenticationError",
     "BlockingBus",
     "BlockingContext",
+    "BlockingTransaction",
     "BreakerChange",
     "BreakerOptions",
     "BreakerState",
@@ -72,6 +75,7 @@ __all__ = [
     "DisconnectedError",
     "Err",
     "Event",
+    "Fence",
     "HandlerError",
     "Health",
     "InvalidMessageError",
@@ -90,7 +94,10 @@ __all__ = [
     "RegistrationError",
     "Request",
     "Result",
+    "RetryOptions",
     "Router",
+    "Stored",
     "TooLargeError",
+    "Transaction",
     "__version__",
 ]

@@ -28,7 +28,7 @@ from catga_bus.ids import new_node_id
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics, ConnectionEvents, Node
 from catga_bus.resilience.circuit_breaker import BreakerChange
-from catga_bus.result import Err, Ok
+from catga_bus.result import Err, Ok, Stored
 from catga_bus.signals import Signals
 from catga_bus.transport.base import Transport
 from catga_bus.transport.carriers import make_transport
@@ -556,6 +556,12 @@ class Bus(Router):
     ) -> Ok[R] | Err:
         """Send on behalf of a handler: `Context.send` calls this."""
         return await self._calling.send(request, timeout, node, where, parent)
+
+    async def enqueue_from(
+        self, parent: Context, command: Command[Any], key: str | None, timeout: float | None
+    ) -> Stored:
+        """Have a command stored on behalf of a handler: `Context.enqueue` calls this."""
+        raise ConfigurationError(f"{type(command).__name__} is a command, and this version stores no commands yet")
 
     async def publish_from(self, parent: Context, event: Event) -> None:
         """Publish on behalf of a handler: `Context.publish` calls this."""

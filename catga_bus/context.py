@@ -3,16 +3,19 @@
 import asyncio
 import math
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from catga_bus.clock import Clock
+from catga_bus.effects import Effects, Fence, Stake, Transaction
 from catga_bus.errors import BusStateError
 from catga_bus.messages import Command, Event, Request
-from catga_bus.result import Err, Ok
+from catga_bus.result import Err, Ok, Stored
+from catga_bus.wire import MAX_ID
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -36,8 +39,14 @@ class Calls(Protocol):
         """Send a request on behalf of a handler."""
         ...
 
-    async def publish_from(self, parent: "Context", event: Event) -> None:
-        """Publish an event on behalf of a handler."""
+    async def enqueue_from(
+        self, parent: "Context", command: Command[Any], key: str | None, timeout: float | None
+    ) -> Stored:
+        """Have a command stored on behalf of a handler."""
+        ...
+
+    async def publish_from(self, parent: "Context", event: Event) -> Stored | None:
+        """Publish an event on behalf of a handler; return where it is stored, or None if its class is not durable."""
 
     async def broadcast_from(self, parent: "Context", event: Event) -> None:
         """Broadcast an event on behalf of a handler."""
@@ -59,8 +68,8 @@ class Context:
     """
 
     __slots__ = (
-        "_calls", "_clock", "_deadline", "attempt", "handler_started", "key", "message_id", "message_type", "node",
-        "sender", "trace",
+        "_calls", "_clock", "_deadline", "_sends", "_stake", "attempt", "handler_started", "key", "message_id",
+        "message_type", "node", "sender", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -76,10 +85,13 @@ class Context:
         sender: str,
         trace: str | None,
         deadline: float,
+        stake: Stake | None = None,
     ) -> None:
         self._calls = calls
         self._clock = clock
         self._deadline = deadline
+        self._stake = stake
+        self._sends = 0
         self.message_id = message_id
         self.message_type = message_type
         self.key = key
@@ -99,6 +111,51 @@ class Context:
             return math.inf
         return max(0.0, self._deadline - self._clock())
 
+    @property
+    def fence(self) -> Fence | None:
+        """Partition and epoch of a command or durable event, for receivers of effects that refuse a lower epoch.
+
+        None for all that is not stored.
+        """
+        return None if self._stake is None else self._stake.fence
+
+    @property
+    def effects(self) -> Effects | None:
+        """What is committed together with the mark that this message is done; None without an inbox."""
+        return None if self._stake is None else self._stake.effects
+
+    async def transaction(self) -> Transaction:
+        """Begin the transaction of this execution, or return the one that has begun.
+
+        What is written through it is committed when the handler has returned, together with the mark that the message
+        is done: exactly once, however often the handler runs. It is rolled back if the handler fails.
+
+        Raises:
+            BusStateError: The message is not stored, or the bus has no inbox.
+        """
+        if self._stake is None:
+            raise BusStateError(
+                f"{self!r} has no transaction, because its message is not stored; make {self.message_type} a Command "
+                f"or a durable Event"
+            )
+        if self._stake.effects is None:
+            raise BusStateError(f"{self!r} has no transaction, because the bus has no inbox; give it one: Bus(inbox=)")
+        return await self._stake.effects.transaction()
+
+    def take_id(self) -> str | None:
+        """Return the id of the next message that is sent by this execution; None if any will do.
+
+        For the bus: a command or durable event gives `<its id>.<n>`, counted from 1, so that a second execution sends
+        the same ids. An id that would be too long begins with a hash of its parent's instead.
+        """
+        if self._stake is None:
+            return None
+        self._sends += 1
+        own = f"{self.message_id}.{self._sends}"
+        if len(own) <= MAX_ID:
+            return own
+        return f"{blake2b(self.message_id.encode(), digest_size=16).hexdigest()}.{self._sends}"
+
     async def send(
         self,
         request: Request[R] | Command[R],
@@ -110,9 +167,13 @@ class Context:
         """Send as `Bus.send` does, continuing the trace; the timeout is cut to what is left of this deadline."""
         return await self._calls.send_from(self, request, timeout, node, where)
 
-    async def publish(self, event: Event) -> None:
+    async def enqueue(self, command: Command[Any], *, key: str | None = None, timeout: float | None = None) -> Stored:
+        """Have a command stored as `Bus.enqueue` does, continuing the trace."""
+        return await self._calls.enqueue_from(self, command, key, timeout)
+
+    async def publish(self, event: Event) -> Stored | None:
         """Publish as `Bus.publish` does, continuing the trace."""
-        await self._calls.publish_from(self, event)
+        return await self._calls.publish_from(self, event)
 
     async def broadcast(self, event: Event) -> None:
         """Broadcast as `Bus.broadcast` does, continuing the trace."""
@@ -180,6 +241,15 @@ class BlockingContext:
         """Seconds until the handler is cut off, never below 0: the caller's deadline, or the handler's own time-out."""
         return self._context.remaining
 
+    @property
+    def fence(self) -> Fence | None:
+        """Partition and epoch of a command or durable event, for receivers of effects that refuse a lower epoch."""
+        return self._context.fence
+
+    def transaction(self) -> "BlockingTransaction":
+        """Begin the transaction as `Context.transaction` does."""
+        return BlockingTransaction(self._wait(self._context.transaction(), None), self)
+
     def send(
         self,
         request: Request[R] | Command[R],
@@ -191,9 +261,13 @@ class BlockingContext:
         """Send as `Context.send` does, and wait for the result."""
         return self._wait(self._context.send(request, timeout=timeout, node=node, where=where), None)
 
-    def publish(self, event: Event) -> None:
+    def enqueue(self, command: Command[Any], *, key: str | None = None, timeout: float | None = None) -> Stored:
+        """Have a command stored as `Context.enqueue` does, and wait until it is."""
+        return self._wait(self._context.enqueue(command, key=key, timeout=timeout), None)
+
+    def publish(self, event: Event) -> Stored | None:
         """Publish as `Context.publish` does."""
-        self._wait(self._context.publish(event), _HAND_OVER_SECONDS)
+        return self._wait(self._context.publish(event), _HAND_OVER_SECONDS)
 
     def broadcast(self, event: Event) -> None:
         """Broadcast as `Context.broadcast` does."""
@@ -212,6 +286,28 @@ class BlockingContext:
         except FutureTimeoutError:
             future.cancel()
             raise
+
+
+class BlockingTransaction:
+    """The `Transaction` of a `def` handler: the same statements, each of which blocks until it has run."""
+
+    __slots__ = ("_context", "_transaction")
+
+    def __init__(self, transaction: Transaction, context: BlockingContext) -> None:
+        self._transaction = transaction
+        self._context = context
+
+    def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
+        """Run a statement that writes; return the number of rows it changed."""
+        return self._context._wait(self._transaction.execute(sql, parameters), None)  # noqa: SLF001 - its other half
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Run a statement once for each row; return the number of rows changed."""
+        return self._context._wait(self._transaction.execute_many(sql, rows), None)  # noqa: SLF001 - its other half
+
+    def fetch(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a query, which sees what this transaction has written, and return its rows."""
+        return self._context._wait(self._transaction.fetch(sql, parameters), None)  # noqa: SLF001 - its other half
 
 
 class Outgoing(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What `send` returns: `Ok` with a value, or `Err` with the reason there is none."""
+"""What calls return: `Ok` with a value, `Err` with the reason there is none, or `Stored`."""
 
 from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 
@@ -88,3 +88,17 @@ class Err(msgspec.Struct, frozen=True):
             CallError: The subclass of the reserved code, or `Refused` for the handler's own codes.
         """
         raise self.error()
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A command or event is accepted: it lies in a stream and will be handled."""
+
+    stream: str
+    sequence: int
+    """Of its record in the stream, from 1."""
+
+    index: int
+    """Of the message in its record, from 0."""
+
+    duplicate: bool = False
+    """Whether it was stored before, by an earlier attempt of the same call or another call with the same id."""

@@ -12,13 +12,15 @@ which also checks the fence.
 Stores are SQLite and memory; `catga_bus.testing` has the contract suite that both pass.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
+from catga_bus.effects import Effects, Fence
+from catga_bus.effects import Outbound as Outbound
+from catga_bus.effects import Transaction as Transaction
 from catga_bus.errors import CatgaError
-from catga_bus.partition.work import Fence
 
 
 class FencedError(CatgaError):
@@ -35,43 +37,8 @@ class Recorded(msgspec.Struct, frozen=True):
     """MessagePack of the value or of the `Fault`."""
 
 
-class Outbound(msgspec.Struct, frozen=True):
-    """A message that a handler sent in its transaction: stored with its effects, published after the commit."""
-
-    subject: str
-    message_id: str
-    frame: bytes
-    """The encoded `MessageFrame`."""
-
-    service: str = ""
-    """Commands: the service that handles it. Empty for events."""
-
-
-class Transaction(Protocol):
-    """What a handler writes through: its statements are committed with the inbox's own."""
-
-    async def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
-        """Run a statement that writes; return the number of rows it changed."""
-        ...
-
-    async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
-        """Run a statement once for each row; return the number of rows changed."""
-        ...
-
-    async def fetch(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
-        """Run a query, which sees what this transaction has written, and return its rows."""
-        ...
-
-
-class Unit(Protocol):
+class Unit(Effects, Protocol):
     """One execution of a handler, and what is to be committed for it."""
-
-    async def transaction(self) -> Transaction:
-        """Begin the transaction, or return the one that has begun."""
-        ...
-
-    def send(self, outbound: Outbound) -> None:
-        """Send a message with the commit."""
 
     async def commit(self, result: Recorded) -> Recorded:
         """Commit everything, with the result; return it, or the recorded one if the message was done meanwhile.

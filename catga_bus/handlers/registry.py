@@ -39,6 +39,7 @@ from catga_bus.messages import (
     reply_type,
 )
 from catga_bus.pipeline import InboundMiddleware
+from catga_bus.resilience.retry import RetryOptions
 
 MAX_CONCURRENCY: Final = 100_000
 MAX_ATTEMPTS: Final = 1_000
@@ -51,10 +52,14 @@ class HandlerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Executions at a time in one node; 1 to 100,000. `def` handlers: as many threads."""
 
     timeout: float | None = None
-    """Seconds that one execution may take, above 0. None: requests, until the caller's deadline."""
+    """Seconds that one execution may take, above 0. None: requests, until the caller's deadline; commands and
+    durable events, 30."""
 
     max_attempts: int = 5
     """Executions of a command or durable event until it is a dead letter; 1 to 1,000."""
+
+    retry: RetryOptions = RetryOptions()
+    """The pauses between the executions of a command or durable event that fails."""
 
 
 class Handler(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -190,6 +195,9 @@ def _check_options(place: str, options: HandlerOptions) -> None:
     is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and 0 < timeout < math.inf):
         raise RegistrationError(f"{place}: timeout must be seconds above 0, or None, got {timeout!r}")
+    retry: Any = options.retry
+    if not isinstance(retry, RetryOptions):
+        raise RegistrationError(f"{place}: retry must be RetryOptions, such as RetryOptions(first=1.0), got {retry!r}")
 
 
 def _is_async(place: str, function: Function) -> bool:

@@ -21,6 +21,7 @@ from catga_bus.errors import RegistrationError
 from catga_bus.handlers.registry import HandlerOptions, Registry, inspect_handler
 from catga_bus.handlers.signatures import Function, Kind, kind_of, name_of, place_of
 from catga_bus.pipeline import InboundMiddleware, OutboundMiddleware
+from catga_bus.resilience.retry import RetryOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 In = TypeVar("In", bound=InboundMiddleware)
@@ -77,6 +78,7 @@ class Router:
         concurrency: int = ...,
         timeout: float | None = ...,
         max_attempts: int = ...,
+        retry: RetryOptions = ...,
         middleware: Sequence[InboundMiddleware] = ...,
     ) -> Callable[[F], F]: ...
 
@@ -88,6 +90,7 @@ class Router:
         concurrency: int = 64,
         timeout: float | None = None,
         max_attempts: int = 5,
+        retry: RetryOptions = RetryOptions(),  # noqa: B008 - frozen
         middleware: Sequence[InboundMiddleware] = (),
     ) -> F | Callable[[F], F]:
         """Register a function as handler of the type of its first parameter.
@@ -101,9 +104,11 @@ class Router:
                 `Depends`.
             concurrency: Executions at a time in one node; 1 to 100,000.
             timeout: Seconds that one execution may take. None: for requests until the caller's
-                deadline.
+                deadline, for commands and durable events 30.
             max_attempts: Executions of one command or durable event before it becomes a dead
                 letter; 1 to 1,000.
+            retry: The pauses between these executions, in which its key waits and other keys go
+                on; `RetryOptions`. Requests are never retried here.
             middleware: Around this handler alone, inside that of the bus, the first one outermost:
                 `middleware=[RateLimiter(rate=100.0), audit]`.
 
@@ -111,7 +116,7 @@ class Router:
             RegistrationError: The function cannot be registered; the text names it, the reason and
                 the fix.
         """
-        options = HandlerOptions(concurrency=concurrency, timeout=timeout, max_attempts=max_attempts)
+        options = HandlerOptions(concurrency=concurrency, timeout=timeout, max_attempts=max_attempts, retry=retry)
         frame_locals = sys._getframe(1).f_locals  # noqa: SLF001 - to see local classes
 
         def register(function: F) -> F:

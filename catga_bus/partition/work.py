@@ -4,16 +4,10 @@ The keeper decides *whether*: it owns the partition, pulls, checks that nothing 
 The work decides *what*: it takes records apart, runs their frames in lanes, and says when a record is done.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from catga_bus.effects import Fence as Fence  # where keepers look for it
 from catga_bus.transport.jetstream import DeliveredMessage
-
-
-class Fence(NamedTuple):
-    """What a handler's effects carry: whoever checks it refuses an epoch below the highest that it has seen."""
-
-    partition: int
-    epoch: int
 
 
 class Keeping(Protocol):

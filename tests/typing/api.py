@@ -27,6 +27,7 @@ from catga_bus import (
     Depends,
     Err,
     Event,
+    Fence,
     Health,
     NodeInfo,
     NodeStatus,
@@ -36,7 +37,10 @@ from catga_bus import (
     RateLimiter,
     Request,
     Result,
+    RetryOptions,
     Router,
+    Stored,
+    Transaction,
 )
 
 T = TypeVar("T")
@@ -247,7 +251,7 @@ async def quote(request: Quote) -> Price:
     return Price(1)
 
 
-@bus.handler(max_attempts=5, concurrency=64, timeout=10.0)
+@bus.handler(max_attempts=5, concurrency=64, timeout=10.0, retry=RetryOptions(first=1.0, longest=60.0))
 async def debit(command: Debit, ctx: Context, repo: Annotated[Repo, Depends(get_session)]) -> Receipt | Err:
     assert_type(repo, Repo)
     if repo.find("a") is None:
@@ -260,6 +264,12 @@ async def debit(command: Debit, ctx: Context, repo: Annotated[Repo, Depends(get_
     assert_type(ctx.remaining, float)
     assert_type(ctx.key, str | None)
     assert_type(ctx.attempt, int)
+    assert_type(ctx.fence, Fence | None)
+    assert_type(await ctx.enqueue(Debit(account="a", cents=1), key="b"), Stored)
+    tx = await ctx.transaction()
+    assert_type(tx, Transaction)
+    assert_type(await tx.execute("insert into debits values (?)", (command.cents,)), int)
+    assert_type(await tx.fetch("select 1"), list[tuple[Any, ...]])
     return Receipt(id=ctx.message_id)
 
 
@@ -269,6 +279,8 @@ def blocking(request: FrozenQuote | Forget, ctx: BlockingContext) -> Ok[Price] |
     assert_type(ctx.send(Debit(account="a", cents=1), timeout=1.0), Ok[Receipt] | Err)
     ctx.publish(Ticked(1))
     ctx.broadcast(Ticked(1))
+    assert_type(ctx.enqueue(Debit(account="a", cents=1)), Stored)
+    assert_type(ctx.transaction().execute("delete from debits"), int)
     return Ok(Price(1))
 
 
@@ -297,6 +309,7 @@ async def decorators_keep_the_type_of_the_function() -> None:
 def wrong_options_are_found() -> None:
     bus.handler(concurency=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     bus.handler(timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    bus.handler(retry=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     bus.handler(64)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     Depends(get_repo())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -448,6 +448,7 @@ class TestWhatCannotBeAHandler:
             ({"concurrency": "8"}, "got '8'"),
             ({"max_attempts": 0}, "max_attempts must be an integer from 1 to 1,000, got 0"),
             ({"max_attempts": 1.0}, "got 1.0"),
+            ({"retry": 3}, "retry must be RetryOptions, such as RetryOptions(first=1.0), got 3"),
             ({"timeout": 0}, "timeout must be seconds above 0, or None, got 0"),
             ({"timeout": -1.0}, "got -1.0"),
             ({"timeout": float("nan")}, "got nan"),

@@ -9,6 +9,7 @@ from catga_bus.handlers.registry import HandlerOptions
 from catga_bus.handlers.router import Router
 from catga_bus.messages import Event, Request
 from catga_bus.pipeline import CallNext, Result
+from catga_bus.resilience.retry import RetryOptions
 
 
 class Price(msgspec.Struct):
@@ -60,9 +61,11 @@ class TestHandlerDecorator:
     def test_with_options_it_returns_the_function_itself(self) -> None:
         router = Router()
 
-        assert router.handler(max_attempts=2, concurrency=8, timeout=1.5)(quote) is quote
+        assert router.handler(max_attempts=2, concurrency=8, timeout=1.5, retry=RetryOptions(first=2.0))(quote) is quote
         (handler,) = router._collected.registry.handlers()
-        assert handler.options == HandlerOptions(max_attempts=2, concurrency=8, timeout=1.5)
+        assert handler.options == HandlerOptions(
+            max_attempts=2, concurrency=8, timeout=1.5, retry=RetryOptions(first=2.0)
+        )
 
     def test_empty_brackets_are_fine(self) -> None:
         router = Router()
