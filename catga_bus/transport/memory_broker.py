@@ -23,6 +23,7 @@ from catga_bus.errors import (
     Outcome,
 )
 from catga_bus.transport.base import Sink, TransportEvents
+from catga_bus.transport.subjects import covers
 from catga_bus.wire import NO_RESPONDERS, STATUS_HEADER
 
 SCHEME: Final = "memory://"
@@ -79,17 +80,6 @@ def broker_of(name: str) -> "MemoryBroker":
     if broker is None:
         raise ConfigurationError(f"no transport is connected to {SCHEME}{name}")
     return broker
-
-
-def _matches(pattern: list[str], subject: list[str]) -> bool:
-    if pattern[-1] == ">":
-        if len(subject) < len(pattern):
-            return False
-        pattern = pattern[:-1]
-    elif len(subject) != len(pattern):
-        return False
-    # Not strict: `>` has left the pattern shorter than the subject.
-    return all(wanted in ("*", got) for wanted, got in zip(pattern, subject, strict=False))
 
 
 class _Route(NamedTuple):
@@ -384,7 +374,7 @@ class MemoryBroker:
     def _find_route(self, subject: str) -> _Route:
         tokens = subject.split(".")
         interested = list(self._exact.get(subject, ()))
-        interested += (sub for sub, pattern in self._patterns.items() if _matches(pattern, tokens))
+        interested += (sub for sub, pattern in self._patterns.items() if covers(pattern, tokens))
         plain: list[MemorySubscription] = []
         groups: dict[str, list[MemorySubscription]] = {}
         for subscription in interested:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import re
 import secrets
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -11,8 +10,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from catga_bus.errors import BusStateError, ConfigurationError, DisconnectedError, TooLargeError
 from catga_bus.testing import Received, RecordedEvents, broker_of, eventually
@@ -400,22 +397,6 @@ async def test_subjects_without_end_do_not_grow_the_broker(connections: Connecti
     assert not broker._exact
     assert not broker._patterns
     assert not broker._links
-
-
-@given(
-    pattern=st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=4),
-    has_rest=st.booleans(),
-    subject=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=5),
-)
-def test_matching_equals_the_regular_expression_of_the_pattern(
-    pattern: list[str], has_rest: bool, subject: list[str]
-) -> None:
-    expression = r"\.".join("[^.]+" if token == "*" else token for token in pattern)
-    if has_rest:
-        pattern = [*pattern, ">"]
-        expression += r"\..+"
-    expected = re.fullmatch(expression, ".".join(subject)) is not None
-    assert memory_broker._matches(pattern, subject) is expected
 
 
 class OtherLoop:

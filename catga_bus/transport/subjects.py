@@ -1,0 +1,36 @@
+"""How subjects with wildcards meet subjects, and each other; shared by what stands in for a server."""
+
+from collections.abc import Sequence
+
+
+def covers(pattern: Sequence[str], subject: Sequence[str]) -> bool:
+    """Return whether a pattern matches a subject, both cut into tokens.
+
+    Example:
+        >>> covers(["a", "*"], ["a", "b"]), covers(["a", ">"], ["a"]), covers(["a", ">"], ["a", "b", "c"])
+        (True, False, True)
+    """
+    if pattern[-1] == ">":
+        if len(subject) < len(pattern):
+            return False
+        pattern = pattern[:-1]
+    elif len(subject) != len(pattern):
+        return False
+    # Not strict: `>` has left the pattern shorter than the subject.
+    return all(wanted in ("*", got) for wanted, got in zip(pattern, subject, strict=False))
+
+
+def collide(one: str, other: str) -> bool:
+    """Return whether some subject is matched by both patterns.
+
+    Example:
+        >>> collide("a.*", "a.b"), collide("a.*.c", "a.b.>"), collide("a.b", "a.c"), collide("a", "a.>")
+        (True, True, False, False)
+    """
+    first, second = one.split("."), other.split(".")
+    for mine, its in zip(first, second, strict=False):
+        if mine == ">" or its == ">":
+            return True
+        if mine != its and "*" not in (mine, its):
+            return False
+    return len(first) == len(second)
