@@ -7,10 +7,16 @@ import msgspec
 
 
 class Fence(NamedTuple):
-    """What a handler's effects carry: whoever checks it refuses an epoch below the highest that it has seen."""
+    """What a handler's effects carry: whoever checks it refuses an epoch below the highest that it has seen.
+
+    Epochs are compared within one service, domain and partition: the owner of a partition of the work queue and the
+    owner of the same number on the event log are granted apart, so their epochs say nothing about each other.
+    """
 
     partition: int
     epoch: int
+    domain: str = "cmd"
+    """`cmd` for the service's work queue, `evt` for its position in the event log, as in the keys of the owners."""
 
 
 class Outbound(msgspec.Struct, frozen=True):
@@ -26,10 +32,18 @@ class Outbound(msgspec.Struct, frozen=True):
 
 
 class Transaction(Protocol):
-    """What a handler writes through: its statements are committed with the inbox's own."""
+    """What a handler writes through: its statements are committed with the inbox's own.
+
+    Transactions of one store run one after another, across all processes that share it: keep them short, and await
+    nothing slow between two statements. What a statement raises is the database's own exception (`sqlite3.Error`); the
+    statement has then done nothing, and the transaction goes on.
+
+    All three raise `InboxError` when the transaction is over: it was open for longer than the store's
+    `transaction_timeout`, or the store failed.
+    """
 
     async def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
-        """Run a statement that writes; return the number of rows it changed."""
+        """Run a statement that writes; return the number of rows it changed, 0 if it changes none by its nature."""
         ...
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
@@ -45,7 +59,7 @@ class Effects(Protocol):
     """What an execution may have committed together with the mark that its message is done."""
 
     async def transaction(self) -> Transaction:
-        """Begin the transaction, or return the one that has begun."""
+        """Return the transaction of this execution, always the same one; it begins with its first statement."""
         ...
 
     def send(self, outbound: Outbound) -> None:

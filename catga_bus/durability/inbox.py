@@ -3,13 +3,17 @@
 What a handler writes, the mark that its message is done, its result and what it sends are committed in one transaction,
 which also checks the fence.
 
-    recorded = await inbox.find(service, message_id)         # done before: answer again, run nothing
+    done = await inbox.find_many(service, message_ids)       # done before: answer again, run nothing
     unit = inbox.unit(service, message_id, fence)            # one execution
     transaction = await unit.transaction()                   # only if the handler asks: ctx.transaction()
     await unit.commit(result)                                # after the handler; FencedError: drop it all
     await unit.rollback()                                    # the handler failed
 
-Stores are SQLite and memory; `catga_bus.testing` has the contract suite that both pass.
+Stores are SQLite and memory; `catga_bus.testing` has the contract suite that both pass. `inboxes.open_inbox` makes one
+from an address.
+
+Decided: `find` saves an execution and `commit` is the judge. A message that another node did after it was looked for is
+recognised by the commit, which rolls back and returns what is recorded.
 """
 
 from collections.abc import Sequence
@@ -27,6 +31,10 @@ class FencedError(CatgaError):
     """The effect carries an epoch below the highest that the store has seen: another node owns the partition."""
 
 
+class InboxError(CatgaError):
+    """The store cannot be read or written; the text names it, what is wrong, and the fix. Nothing was committed."""
+
+
 class Recorded(msgspec.Struct, frozen=True):
     """The result of a message that is done."""
 
@@ -38,19 +46,21 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class Unit(Effects, Protocol):
-    """One execution of a handler, and what is to be committed for it."""
+    """One execution of a handler, and what is to be committed for it. Ended once, by `commit` or by `rollback`."""
 
     async def commit(self, result: Recorded) -> Recorded:
         """Commit everything, with the result; return it, or the recorded one if the message was done meanwhile.
 
+        It returns when the commit has happened. Cancelled, it may happen all the same: the inbox knows.
+
         Raises:
             FencedError: The epoch is stale; everything was rolled back.
-            CatgaError: The store cannot be written; everything was rolled back.
+            InboxError: The store cannot be written; everything was rolled back.
         """
         ...
 
     async def rollback(self) -> None:
-        """Forget everything."""
+        """Forget everything; does nothing once the unit has ended."""
 
 
 class Inbox(Protocol):
@@ -67,26 +77,58 @@ class Inbox(Protocol):
         ...
 
     async def open(self) -> None:
-        """Open the store, making it if it is not there."""
+        """Open the store, making it if it is not there. Opened n times it is closed by the n-th `close`.
+
+        Raises:
+            ConfigurationError: The store is not one, or not of a version that can be read; the text names the fix.
+            InboxError: It cannot be reached.
+        """
 
     async def find(self, service: str, message_id: str) -> Recorded | None:
-        """Return the recorded result of a message, or None if it is not done."""
+        """Return the recorded result of a message, or None if it is not done.
+
+        Raises:
+            InboxError: The store cannot be read.
+        """
+        ...
+
+    async def find_many(self, service: str, message_ids: Sequence[str]) -> dict[str, Recorded]:
+        """Return the recorded results of those messages that are done: one look for all frames of a record.
+
+        Raises:
+            InboxError: The store cannot be read.
+        """
         ...
 
     def unit(self, service: str, message_id: str, fence: Fence) -> Unit:
-        """Begin one execution."""
+        """Begin one execution; touches nothing until it commits or its transaction runs a statement."""
         ...
 
-    async def unsent(self, service: str, partition: int, limit: int) -> list[Outbound]:
-        """Return what was committed for sending by executions in a partition and is not known to be stored yet."""
+    async def unsent(self, service: str, fence: Fence, limit: int) -> list[Outbound]:
+        """Return what was committed for sending in a partition and is not known to be stored, in order of commits.
+
+        Raises the fence first, so that nothing that a former owner commits later is missed.
+
+        Raises:
+            FencedError: Another node owns the partition.
+            InboxError: The store cannot be read or written.
+        """
         ...
 
     async def sent(self, service: str, message_ids: Sequence[str]) -> None:
-        """Forget what is stored by now."""
+        """Forget what is stored by now.
+
+        Raises:
+            InboxError: The store cannot be written: it will be found unsent again.
+        """
 
     async def sweep(self, now_utc: float) -> int:
-        """Forget results that are older than the retention; return how many."""
+        """Forget results that are older than the retention; return how many.
+
+        Raises:
+            InboxError: The store cannot be written.
+        """
         ...
 
     async def close(self) -> None:
-        """Close the store."""
+        """Close the store: what was handed to it is committed first."""

@@ -13,11 +13,13 @@ from catga_bus.transport.memory_broker import MemoryBroker, broker_of
 
 if TYPE_CHECKING:
     from catga_bus.testing.discovery_contract import DiscoveryContract
+    from catga_bus.testing.inbox_contract import InboxContract
     from catga_bus.testing.transport_contract import TransportContract
 
 __all__ = [
     "Carrier",
     "DiscoveryContract",
+    "InboxContract",
     "MemoryBroker",
     "Received",
     "RecordedEvents",
@@ -32,4 +34,6 @@ def __getattr__(name: str) -> Any:
         return import_module("catga_bus.testing.transport_contract").TransportContract
     if name == "DiscoveryContract":
         return import_module("catga_bus.testing.discovery_contract").DiscoveryContract
+    if name == "InboxContract":
+        return import_module("catga_bus.testing.inbox_contract").InboxContract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
