@@ -1,6 +1,8 @@
 """From a message to its frame: the key as text, the encoding, and the bound of the server."""
 
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -21,6 +23,19 @@ def key_text(message: Any, field: str) -> str | None:
     if value is None:
         return None
     return str(getattr(value, "value", value))
+
+
+def key_as_text(value: Any) -> str:
+    """Return a key given at a call as text.
+
+    Raises:
+        InvalidMessageError: It is no str, int, UUID or Enum.
+    """
+    if not isinstance(value, str | int | UUID | Enum):
+        raise InvalidMessageError(
+            f"a key must be a str, int, UUID or Enum, got {repr(value)[:60]}", outcome=Outcome.NOT_RUN
+        )
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def encode_frame(
@@ -48,6 +63,19 @@ def encode_frame(
         TooLargeError: The frame and its envelope exceed `max_payload`.
     """
     key = None if key_field is None else key_text(message, key_field)
+    return encode_keyed(message, type_name, message_id, key, remaining_ms, trace, max_payload)
+
+
+def encode_keyed(
+    message: Any,
+    type_name: str,
+    message_id: str,
+    key: str | None,
+    remaining_ms: int | None,
+    trace: str | None,
+    max_payload: int,
+) -> bytes:
+    """Return the frame of a message's first attempt, with a key that need not be in the message; as `encode_frame`."""
     try:
         frame = _encode((message_id, type_name, key, remaining_ms, 1, trace, message))
     except (TypeError, ValueError, OverflowError, RecursionError, MemoryError) as error:

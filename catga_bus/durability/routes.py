@@ -1,0 +1,231 @@
+"""Which service handles a type, and how its keys are hashed: the bucket `catga-routes`, and what callers know of it.
+
+A command's route is there exactly when every live node of its service announces the type (`changes`). So a deploy that
+adds a type has its commands refused until all nodes can handle them; and one that removes or renames a type has new
+commands refused from the first node on that does not know it, while the nodes that do know it still live and handle
+what is stored. `NO_HANDLER` is honest; a stored command that nobody can handle would be a dead letter.
+"""
+
+import asyncio
+import hashlib
+import logging
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from catga_bus.clock import Clock
+from catga_bus.errors import ConfigurationError
+from catga_bus.partition.hashing import MAX_PARTITIONS
+from catga_bus.transport.jetstream import JetStream, JetStreamRefusedError, JetStreamUnknownError, StreamConfig
+from catga_bus.wire import Names, token
+
+log = logging.getLogger("catga_bus.durability")
+
+FRESH_SECONDS = 2.5
+"""Age up to which a caller uses a route as it is."""
+
+STALE_SECONDS = 5.0
+"""Age up to which it uses one while it reads it again. An older one is read first, if it can be read."""
+
+ABSENT_SECONDS = 0.25
+"""For how long a caller believes that there is no route: a flood of calls to nobody is no flood of reads."""
+
+EVENT_LOG = ""
+"""Stands for the log of events, which has a number of partitions and no type; no type has an empty name."""
+
+PARTITIONS_KEY = "catga.partitions"
+"""Where a stream's metadata say how many partitions it has."""
+
+_MAX_ENTRIES = 4_096
+_PAUSE_SECONDS = 0.1  # between two attempts to read a route from a bucket that has no leader
+
+
+class Route(msgspec.Struct, frozen=True):
+    """What is known of a type that is stored."""
+
+    type: str
+    kind: Literal["command", "event"]
+    service: str
+    """That handles the commands; empty for events, which many services may handle."""
+
+    partitions: int
+    partition_by: str | None
+    durable: bool = True
+    schema: str = ""
+    """Hash of what the bodies look like."""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Route).decode
+
+
+def schema_hash(cls: type) -> str:
+    """Return 16 hexadecimal digits that differ when the bodies of a message class differ; names of docs do not count.
+
+    Example:
+        >>> class Paid(msgspec.Struct):
+        ...     cents: int
+        >>> schema_hash(Paid) == schema_hash(Paid)
+        True
+    """
+    schema = _plain(msgspec.json.schema(cls))
+    return hashlib.blake2b(msgspec.json.encode(schema, order="deterministic"), digest_size=8).hexdigest()
+
+
+def _plain(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {key: _plain(value) for key, value in schema.items() if key not in ("description", "title")}
+    if isinstance(schema, list):
+        return [_plain(value) for value in schema]
+    return schema
+
+
+class Cached(msgspec.Struct):
+    """What a caller knows of one type, and since when."""
+
+    route: Route | None
+    read_at: float
+    reading: "asyncio.Task[None] | None" = None
+
+    def age_allows(self, now: float) -> Literal["use", "refresh", "read"]:
+        """Say what a caller does with it at an instant."""
+        age = now - self.read_at
+        if self.route is None:
+            return "use" if age <= ABSENT_SECONDS else "read"
+        if age <= FRESH_SECONDS:
+            return "use"
+        return "refresh" if age <= STALE_SECONDS else "read"
+
+
+class Routes:
+    """Reads routes for callers.
+
+    Args:
+        jetstream: Where the bucket is.
+        names: Its name.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, jetstream: JetStream, names: Names, clock: Clock) -> None:
+        self._jetstream = jetstream
+        self._bucket = names.routes_bucket()
+        self._log_stream = names.event_stream()
+        self._clock = clock
+        self._cached: dict[str, Cached] = {}
+
+    def known(self, type_name: str, now: float) -> Route | None:
+        """Return a route that needs no reading; None if it has to be found."""
+        cached = self._cached.get(type_name)
+        if cached is None or cached.route is None or now - cached.read_at > FRESH_SECONDS:
+            return None
+        return cached.route
+
+    async def find(self, type_name: str, timeout: float) -> Route | None:
+        """Return the route of a type, or None if nobody handles it.
+
+        Raises:
+            JetStreamUnknownError: It could not be read within `timeout` seconds, and no earlier reading is known.
+        """
+        now = self._clock()
+        cached = self._cached.get(type_name)
+        if cached is None:
+            if len(self._cached) >= _MAX_ENTRIES:
+                self._forget_idle()
+            cached = self._cached[type_name] = Cached(None, -math.inf)
+        what = cached.age_allows(now)
+        if what == "use":
+            return cached.route
+        if cached.reading is None:
+            cached.reading = asyncio.create_task(self._read(type_name, cached))
+        if what == "refresh":
+            return cached.route
+        reading = cached.reading
+        await asyncio.wait({reading}, timeout=timeout)
+        if reading.done() and (error := reading.exception()) is not None:
+            raise error
+        if cached.read_at == -math.inf:
+            raise JetStreamUnknownError(f"the route of {type_name} could not be read for {timeout:.3g} s")
+        return cached.route
+
+    async def find_log(self, timeout: float) -> Route | None:
+        """Return how keys are hashed in the log of events, or None if there is no log.
+
+        Raises:
+            JetStreamUnknownError: As for `find`.
+        """
+        return await self.find(EVENT_LOG, timeout)
+
+    def forget(self, type_name: str) -> None:
+        """Read the route again before it is used the next time."""
+        cached = self._cached.get(type_name)
+        if cached is not None and cached.read_at > -math.inf:
+            cached.read_at = self._clock() - STALE_SECONDS - 1.0
+
+    async def close(self) -> None:
+        """End what is being read."""
+        tasks = [cached.reading for cached in self._cached.values() if cached.reading is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, type_name: str, cached: Cached) -> None:
+        try:
+            while True:
+                try:
+                    if type_name == EVENT_LOG:
+                        cached.route = await self._read_log()
+                    else:
+                        cached.route = (await read_revision(self._jetstream, self._bucket, type_name))[0]
+                except JetStreamUnknownError:
+                    if cached.route is not None:
+                        return  # the bucket has no leader: what was known has to do
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                else:
+                    cached.read_at = self._clock()
+                    return
+        finally:
+            cached.reading = None
+
+    async def _read_log(self) -> Route | None:
+        info = await self._jetstream.stream(self._log_stream)
+        if info is None:
+            return None
+        return Route(EVENT_LOG, "event", "", partitions_in(info.config), None)
+
+    def _forget_idle(self) -> None:
+        for name in [name for name, cached in self._cached.items() if cached.reading is None]:
+            del self._cached[name]
+
+
+def partitions_in(config: StreamConfig) -> int:
+    """Return how many partitions a stream has.
+
+    Raises:
+        ConfigurationError: It does not say so.
+    """
+    text = config.metadata.get(PARTITIONS_KEY, "")
+    if not text.isdecimal() or not 0 < int(text) <= MAX_PARTITIONS:
+        raise ConfigurationError(
+            f"the stream {config.name} says {text!r} for {PARTITIONS_KEY} in its metadata: it was not made by the bus; "
+            f"delete it, or take another namespace"
+        )
+    return int(text)
+
+
+async def read_revision(jetstream: JetStream, bucket: str, type_name: str) -> tuple[Route | None, int]:
+    """Return a route and the revision that a writer has to expect; 0 if there never was one."""
+    try:
+        message = await jetstream.last_message(f"KV_{bucket}", f"$KV.{bucket}.{token(type_name)}")
+    except JetStreamRefusedError:
+        return None, 0  # there is no such bucket: nobody handles anything
+    if message is None:
+        return None, 0
+    if not message.payload or message.headers.get("KV-Operation"):
+        return None, message.sequence
+    try:
+        route = _decode(message.payload)
+    except msgspec.MsgspecError as error:
+        log.warning("the route of %s in the bucket %s cannot be read: %s", type_name, bucket, error)
+        return None, message.sequence
+    return (route if route.type == type_name else None), message.sequence

@@ -1,0 +1,561 @@
+"""The calling side of stored messages: what is written, what callers are told, and when."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from catga_bus import Command, Err, Event, Ok, Stored
+from catga_bus.clock import monotonic
+from catga_bus.codec import Gate
+from catga_bus.durability.routes import Route, Routes, schema_hash
+from catga_bus.durability.sender import Sender
+from catga_bus.errors import (
+    Code,
+    ConfigurationError,
+    DeadlineExceededError,
+    DisconnectedError,
+    InvalidMessageError,
+    NoHandlerError,
+    Outcome,
+    OverloadedError,
+    PermissionDeniedError,
+    TooLargeError,
+)
+from catga_bus.partition.hashing import MAX_KEY_BYTES, partition_of
+from catga_bus.testing import RecordedEvents, eventually
+from catga_bus.transport.base import ConnectionOptions
+from catga_bus.transport.carriers import make_transport
+from catga_bus.transport.jetstream import (
+    ApiError,
+    JetStreamRefusedError,
+    JetStreamUnreachedError,
+    StoredMessage,
+    StreamConfig,
+)
+from catga_bus.wire import Kind, Names, Status, join_batch
+from tests.unit.fake_streams import FakeStreams, batch, lost
+
+NAMES = Names("catga")
+FULL = JetStreamRefusedError(ApiError.STREAM_STORE_FAILED, "maximum bytes exceeded")
+
+
+class Debit(Command[int], partition_by="account"):
+    account: str
+    cents: int = 0
+
+
+class Credit(Command[int], partition_by="account"):
+    account: str
+
+
+class Ping(Command[None]):
+    text: str = ""
+
+
+class Debited(Event, partition_by="account"):
+    account: str
+
+
+class Closed(Event, partition_by="account"):
+    account: str
+
+
+class Bank:
+    """A sender on streams that do as told, with routes for the messages above."""
+
+    def __init__(self, url: str) -> None:
+        self.streams = FakeStreams()
+        self.transport = make_transport(ConnectionOptions(urls=(url,)), RecordedEvents())
+        for cls in (Debit, Credit, Ping):
+            self.route(cls, "billing", 16)
+        self.streams.streams["catga-cmd-billing"] = StreamConfig(name="catga-cmd-billing", subjects=())
+        self.streams.streams["catga-evt"] = StreamConfig(
+            name="catga-evt", subjects=("catga.evt.*.*",), metadata={"catga.partitions": "16"}
+        )
+        self.routes: Routes
+        self.sender: Sender
+
+    def route(self, cls: Any, service: str, partitions: int, **changes: Any) -> None:
+        """Write a route."""
+        kind = cls.__catga__.kind.lower()
+        route = Route(cls.__name__, kind, service, partitions, cls.__catga__.partition_by, True, schema_hash(cls))
+        payload = msgspec.json.encode(msgspec.structs.replace(route, **changes))
+        self.streams.kv[f"$KV.catga-routes.{cls.__name__}"] = StoredMessage("", 1, payload, {}, 0.0)
+
+    async def start(self) -> "Bank":
+        await self.transport.connect()
+        self.routes = Routes(self.streams, NAMES, monotonic)
+        self.sender = Sender(
+            self.transport,
+            self.streams,
+            self.routes,
+            Gate(),
+            NAMES,
+            sender="web-1",
+            clock=monotonic,
+            rng=random.Random(1),
+        )
+        await self.sender.start()
+        return self
+
+    async def stop(self) -> None:
+        await self.sender.close()
+        await self.routes.close()
+        await self.transport.close()
+
+    def answer(self, message_id: str, status: Status, body: Any) -> None:
+        """Answer a command as a node would."""
+        reply = next(
+            one.head.reply
+            for one in map(batch, [message.payload for message in self.streams.stored])
+            if message_id in [frame.id for frame in one.frames]
+        )
+        assert reply is not None
+        frame = msgspec.msgpack.encode((message_id, int(status), body, "billing-1"))
+        self.transport.publish(reply, join_batch(Kind.ANSWERS, ("billing-1", None, 1, 0), [frame]))
+
+
+@pytest.fixture
+async def bank(url: str) -> AsyncIterator[Bank]:
+    bank = await Bank(url).start()
+    yield bank
+    await bank.stop()
+
+
+# -- what is written ---------------------------------------------------------------------------------------
+
+
+async def test_a_command_is_stored_on_the_subject_of_its_partition(bank: Bank) -> None:
+    stored = await bank.sender.enqueue(Debit("a-1", 5), "m1", timeout=1.0, trace="t")
+
+    assert stored == Stored("s", 1, 0)
+    (message,) = bank.streams.stored
+    assert message.subject == f"catga.cmd.billing.{partition_of('a-1', 16)}"
+    record = batch(message.payload)
+    assert (record.head.sender, record.head.reply) == ("web-1", None)
+    (frame,) = record.frames
+    assert (frame.id, frame.type, frame.key, frame.remaining_ms, frame.trace) == ("m1", "Debit", "a-1", None, "t")
+
+
+async def test_what_is_sent_in_one_turn_travels_together_and_in_order(bank: Bank) -> None:
+    await bank.sender.enqueue(Debit("a", 0), "m", timeout=1.0)
+
+    stored = await asyncio.gather(*(bank.sender.enqueue(Debit("a", n), f"m{n}", timeout=1.0) for n in range(300)))
+
+    assert [frame.id for frame in bank.streams.frames()[1:]] == [f"m{n}" for n in range(300)]
+    assert [(one.sequence, one.index) for one in stored] == [(2 + n // 256, n % 256) for n in range(300)]
+
+
+async def test_commands_of_different_types_share_a_record(bank: Bank) -> None:
+    await bank.sender.enqueue(Debit("a"), "m0", timeout=1.0)
+    await bank.sender.enqueue(Credit("a"), "m1", timeout=1.0)
+
+    await asyncio.gather(
+        bank.sender.enqueue(Debit("a"), "m2", timeout=1.0), bank.sender.enqueue(Credit("a"), "m3", timeout=1.0)
+    )
+
+    assert [frame.type for frame in batch(bank.streams.stored[-1].payload).frames] == ["Debit", "Credit"]
+
+
+async def test_events_keep_their_order_across_types(bank: Bank) -> None:
+    await bank.sender.publish(Debited("a"), "e", timeout=1.0)
+    await bank.sender.publish(Closed("a"), "f", timeout=1.0)
+    events = [Debited("a"), Debited("a"), Closed("a"), Debited("a")]
+
+    await asyncio.gather(*(bank.sender.publish(one, f"e{n}", timeout=1.0) for n, one in enumerate(events)))
+
+    partition = partition_of("a", 16)
+    subjects = [message.subject for message in bank.streams.stored[2:]]
+    assert subjects == [f"catga.evt.{name}.{partition}" for name in ("Debited", "Closed", "Debited")]
+    assert [frame.id for frame in bank.streams.frames()[2:]] == ["e0", "e1", "e2", "e3"]
+
+
+async def test_a_record_holds_no_more_bytes_than_its_bound_and_a_larger_frame_goes_alone(bank: Bank) -> None:
+    await bank.sender.enqueue(Ping(), "m", timeout=1.0, key="k")
+    texts = ["x" * 200_000, "y" * 100_000, "z" * 400_000, "w"]
+
+    await asyncio.gather(
+        *(bank.sender.enqueue(Ping(text), f"m{n}", timeout=1.0, key="k") for n, text in enumerate(texts))
+    )
+
+    assert [len(batch(message.payload).frames) for message in bank.streams.stored[1:]] == [1, 1, 1, 1]
+
+
+async def test_there_is_never_a_second_record_of_a_partition_on_its_way(bank: Bank) -> None:
+    async def call(n: int) -> None:
+        await bank.sender.enqueue(Debit("a", n), f"m{n}", timeout=5.0)
+
+    async def slowly() -> None:
+        for n in range(50):
+            await call(n)
+
+    await asyncio.gather(slowly(), *(call(100 + n) for n in range(400)))
+
+    assert bank.streams.most_in_flight == 1
+
+
+# -- keys --------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_key_the_id_is_the_key_and_the_frame_has_none(bank: Bank) -> None:
+    await bank.sender.enqueue(Ping(), "m7", timeout=1.0)
+
+    (message,) = bank.streams.stored
+    assert message.subject == f"catga.cmd.billing.{partition_of('m7', 16)}"
+    assert batch(message.payload).frames[0].key is None
+
+
+async def test_a_key_at_the_call_overrides_the_field(bank: Bank) -> None:
+    await bank.sender.enqueue(Debit("a-1"), "m1", timeout=1.0, key=UUID(int=5))
+
+    (message,) = bank.streams.stored
+    assert message.subject == f"catga.cmd.billing.{partition_of(str(UUID(int=5)), 16)}"
+    assert batch(message.payload).frames[0].key == str(UUID(int=5))
+
+
+@pytest.mark.parametrize("key", ["é", "a.b", "*", ">", "a b", "line\nbreak", "\x00", "x" * MAX_KEY_BYTES, 7])
+async def test_any_text_may_be_a_key(bank: Bank, key: Any) -> None:
+    await bank.sender.enqueue(Debit(key), "m1", timeout=1.0)
+
+    (message,) = bank.streams.stored
+    assert message.subject == f"catga.cmd.billing.{partition_of(str(key), 16)}"
+    assert batch(message.payload).frames[0].key == str(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("", "must not be empty"),
+        ("x" * (MAX_KEY_BYTES + 1), "may have 1,024"),
+        ("\ud800", "surrogate"),
+        (None, "the key field 'account' is None"),
+        (1.5, "must be a str, int, UUID or Enum"),
+    ],
+)
+async def test_what_cannot_be_a_key_is_refused_before_it_is_sent(bank: Bank, key: Any, words: str) -> None:
+    with pytest.raises(InvalidMessageError, match=words) as caught:
+        await bank.sender.enqueue(Debit(key), "m1", timeout=1.0)
+
+    assert caught.value.outcome is Outcome.NOT_RUN
+    assert not bank.streams.written
+
+
+# -- routes ------------------------------------------------------------------------------------------------
+
+
+async def test_a_command_that_nobody_handles_ends_at_once(bank: Bank) -> None:
+    class Unheard(Command[int]):
+        pass
+
+    with pytest.raises(NoHandlerError, match="no service handles the command Unheard") as caught:
+        await bank.sender.enqueue(Unheard(), "m1", timeout=60.0)
+
+    assert (caught.value.outcome, caught.value.retryable) == (Outcome.NOT_RUN, True)
+
+
+async def test_a_flood_of_calls_reads_a_route_once(bank: Bank) -> None:
+    class Unheard(Command[int]):
+        pass
+
+    async def call(n: int) -> bool:
+        with pytest.raises(NoHandlerError):
+            await bank.sender.enqueue(Unheard(), f"m{n}", timeout=60.0)
+        return True
+
+    assert all(await asyncio.gather(*(call(n) for n in range(100))))
+    await asyncio.gather(*(bank.sender.enqueue(Debit("a"), f"d{n}", timeout=1.0) for n in range(100)))
+
+    assert bank.streams.reads == 2
+
+
+async def test_another_partition_by_than_the_service_has_is_an_error(bank: Bank) -> None:
+    bank.route(Debit, "billing", 16, partition_by="owner")
+
+    with pytest.raises(ConfigurationError, match="partition_by is 'account' here and 'owner' in the service 'billing'"):
+        await bank.sender.enqueue(Debit("a"), "m1", timeout=1.0)
+
+
+async def test_other_fields_than_the_service_has_are_warned_about_once(
+    bank: Bank, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank.route(Debit, "billing", 16, schema="0123456789abcdef")
+
+    await bank.sender.enqueue(Debit("a"), "m1", timeout=1.0)
+    bank.routes.forget("Debit")
+    await bank.sender.enqueue(Debit("a"), "m2", timeout=1.0)
+
+    assert sum("other fields" in record.message for record in caplog.records) == 1
+
+
+async def test_the_wrong_kind_of_message_is_named(bank: Bank) -> None:
+    with pytest.raises(ConfigurationError, match="Debited is an Event and not a Command"):
+        await bank.sender.enqueue(Debited("a"), "m1", timeout=1.0)  # type: ignore[arg-type]
+
+
+async def test_without_a_log_of_events_there_is_nobody_to_tell(bank: Bank) -> None:
+    bank.streams.streams.clear()
+
+    with pytest.raises(NoHandlerError, match="there is no log of events"):
+        await bank.sender.publish(Debited("a"), "e1", timeout=1.0)
+
+
+# -- ends --------------------------------------------------------------------------------------------------
+
+
+async def test_a_full_stream_refuses_at_once(bank: Bank) -> None:
+    async def full(_: FakeStreams, message_id: str) -> None:
+        if message_id != "kv":
+            raise FULL
+
+    bank.streams.act = full
+    with pytest.raises(OverloadedError, match="is full: maximum bytes exceeded") as caught:
+        await bank.sender.enqueue(Debit("a"), "m1", timeout=60.0)
+
+    assert caught.value.outcome is Outcome.NOT_RUN
+    assert bank.sender.statistics().written.waiting == 0
+
+
+async def test_a_record_is_written_again_under_its_id_until_it_is_known(bank: Bank) -> None:
+    failures = iter([True, True, False, False])
+
+    async def twice(streams: FakeStreams, message_id: str) -> None:
+        if next(failures):
+            await lost(streams, message_id)
+
+    bank.streams.act_after = twice
+    stored = await bank.sender.enqueue(Debit("a"), "m1", timeout=5.0)
+
+    assert stored.duplicate
+    assert len(set(bank.streams.written)) == 1
+    assert len(bank.streams.written) == 3
+    assert len(bank.streams.stored) == 1
+
+
+async def test_whoever_waits_too_long_is_told_unknown_and_the_record_goes_on(bank: Bank) -> None:
+    gone = asyncio.Event()
+
+    async def until(streams: FakeStreams, message_id: str) -> None:
+        if not gone.is_set():
+            await lost(streams, message_id)
+
+    bank.streams.act_after = until
+    with pytest.raises(DeadlineExceededError) as caught:
+        await bank.sender.enqueue(Debit("a"), "m1", timeout=0.05)
+    later = asyncio.ensure_future(bank.sender.enqueue(Debit("a"), "m2", timeout=10.0))
+    gone.set()
+
+    assert caught.value.outcome is Outcome.UNKNOWN
+    await later
+    assert [frame.id for frame in bank.streams.frames()] == ["m1", "m2"]
+
+
+async def test_what_never_reached_a_server_has_not_run(bank: Bank) -> None:
+    async def no_leader(_: FakeStreams, message_id: str) -> None:
+        if message_id != "kv":
+            raise JetStreamUnreachedError("no leader")
+
+    bank.streams.act = no_leader
+    with pytest.raises(DeadlineExceededError) as caught:
+        await bank.sender.enqueue(Debit("a"), "m1", timeout=0.2)
+    bank.streams.act = None
+    await bank.sender.enqueue(Debit("a"), "m2", timeout=5.0)
+
+    assert caught.value.outcome is Outcome.NOT_RUN
+    assert [frame.id for frame in bank.streams.frames()] == ["m2"], "what was said not to run was stored"
+
+
+async def test_a_stream_that_is_gone_is_named(bank: Bank) -> None:
+    del bank.streams.streams["catga-cmd-billing"]
+
+    async def nobody(_: FakeStreams, message_id: str) -> None:
+        if message_id != "kv":
+            raise JetStreamUnreachedError("no responders")
+
+    bank.streams.act = nobody
+    with pytest.raises(NoHandlerError, match="there is no stream catga-cmd-billing"):
+        await bank.sender.enqueue(Debit("a"), "m1", timeout=60.0)
+
+
+async def test_a_duplicate_at_the_first_attempt_is_an_alarm_and_stored_under_another_id(
+    bank: Bank, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def forge(streams: FakeStreams, message_id: str) -> None:
+        if not streams.stored and message_id != "kv":
+            streams.stored.append(StoredMessage("x", 1, b"", {"id": message_id}, 0.0))
+
+    bank.streams.act = forge
+    stored = await bank.sender.enqueue(Debit("a"), "m1", timeout=5.0)
+
+    assert stored == Stored("s", 2, 0)
+    assert "somebody forges record ids" in caplog.text
+
+
+async def test_a_denied_subject_is_named_at_once(bank: Bank) -> None:
+    subject = NAMES.command("billing", partition_of("a", 16))
+
+    async def denied(streams: FakeStreams, message_id: str) -> None:
+        if message_id != "kv":
+            bank.sender.denied(subject)
+            await lost(streams, message_id)
+
+    bank.streams.act = denied
+    with pytest.raises(PermissionDeniedError, match=subject):
+        await bank.sender.enqueue(Debit("a"), "m1", timeout=60.0)
+    await bank.sender.wait_idle()
+
+    assert bank.sender.statistics().written.waiting == 0
+
+
+async def test_a_message_larger_than_the_server_takes_is_refused(bank: Bank) -> None:
+    with pytest.raises(TooLargeError):
+        await bank.sender.enqueue(Ping("x" * bank.transport.max_payload), "m1", timeout=1.0)
+
+
+async def test_a_caller_that_is_cancelled_leaves_nothing_behind(bank: Bank) -> None:
+    blocked = asyncio.Event()
+
+    async def block(_: FakeStreams, message_id: str) -> None:
+        if message_id != "kv":
+            await blocked.wait()
+
+    bank.streams.act = block
+    first = asyncio.ensure_future(bank.sender.enqueue(Debit("a"), "m1", timeout=5.0))
+    await eventually(lambda: bank.streams.written)
+    second = asyncio.ensure_future(bank.sender.send(Debit("a"), "m2", timeout=5.0))
+    await eventually(lambda: bank.sender.statistics().written.waiting == 2)
+    second.cancel()
+    await eventually(second.done)
+    blocked.set()
+
+    assert (await first).index == 0
+    await bank.sender.wait_idle()
+    assert [frame.id for frame in bank.streams.frames()] == ["m1"]
+    assert (bank.sender.statistics().pending, bank.sender.statistics().written.waiting) == (0, 0)
+
+
+async def test_closing_ends_everybody(bank: Bank) -> None:
+    bank.streams.act_after = lost
+    written = asyncio.ensure_future(bank.sender.enqueue(Debit("a"), "m1", timeout=60.0))
+    await eventually(lambda: bank.streams.written)
+    waiting = asyncio.ensure_future(bank.sender.enqueue(Debit("a"), "m2", timeout=60.0))
+    asked = asyncio.ensure_future(bank.sender.send(Debit("a"), "m3", timeout=60.0))
+    await eventually(lambda: bank.sender.statistics().written.waiting == 3)
+
+    await bank.sender.close()
+
+    errors = await asyncio.gather(written, waiting, return_exceptions=True)
+    assert [type(error) for error in errors] == [DisconnectedError, DisconnectedError]
+    assert [error.outcome for error in errors] == [Outcome.UNKNOWN, Outcome.NOT_RUN]  # type: ignore[union-attr]
+    result = await asked
+    assert isinstance(result, Err)
+    assert result.code == Code.DISCONNECTED
+    with pytest.raises(DisconnectedError):
+        await bank.sender.enqueue(Debit("a"), "m4", timeout=1.0)
+
+
+# -- results -----------------------------------------------------------------------------------------------
+
+
+async def send(bank: Bank, message_id: str, timeout: float = 5.0) -> "asyncio.Future[Any]":
+    call = asyncio.ensure_future(bank.sender.send(Debit("a"), message_id, timeout=timeout))
+    await eventually(lambda: message_id in [frame.id for frame in bank.streams.frames()])
+    return call
+
+
+async def test_send_returns_what_the_handler_returned(bank: Bank) -> None:
+    call = await send(bank, "m1")
+    bank.answer("m1", Status.OK, 7)
+
+    assert await call == Ok(7)
+    record = batch(bank.streams.stored[0].payload)
+    assert record.head.reply is not None
+    assert record.frames[0].remaining_ms is not None
+    assert 4_000 < record.frames[0].remaining_ms <= 5_000
+
+
+async def test_a_refusal_and_a_dead_letter_are_results(bank: Bank) -> None:
+    first, second = await send(bank, "m1"), await send(bank, "m2")
+    bank.answer("m1", Status.REFUSED, ("LOW", "balance too low", {"by": 3}, False))
+    bank.answer("m2", Status.FAILED, (str(Code.DEAD_LETTERED), "5 attempts failed", None, False))
+
+    low, dead = await first, await second
+    assert (low.code, low.details, low.outcome, low.node) == ("LOW", {"by": 3}, Outcome.REFUSED, "billing-1")
+    assert (dead.code, dead.outcome) == (Code.DEAD_LETTERED, Outcome.FAILED)
+
+
+async def test_an_answer_of_another_type_is_an_error_of_the_handler(bank: Bank) -> None:
+    call = await send(bank, "m1")
+    bank.answer("m1", Status.OK, "seven")
+
+    result = await call
+    assert (result.code, result.outcome) == (Code.HANDLER_ERROR, Outcome.FAILED)
+    assert "expected `int`" in result.message
+
+
+async def test_a_result_that_does_not_come_says_where_the_command_lies(bank: Bank) -> None:
+    result = await (await send(bank, "m1", timeout=0.1))
+
+    assert (result.code, result.outcome) == (Code.TIMEOUT, Outcome.UNKNOWN)
+    assert result.details == {"stream": "s", "sequence": 1, "index": 0}
+    bank.answer("m1", Status.OK, 7)
+    await eventually(lambda: bank.sender.statistics().late_answers == 1)
+
+
+async def test_an_answer_that_overtakes_the_acknowledgement_counts(bank: Bank) -> None:
+    held = asyncio.Event()
+
+    async def hold(_: FakeStreams, __: str) -> None:
+        await held.wait()
+
+    bank.streams.act_after = hold
+    call = await send(bank, "m1")
+    bank.answer("m1", Status.OK, 7)
+
+    assert await call == Ok(7)
+    held.set()
+
+
+# -- room --------------------------------------------------------------------------------------------------
+
+
+async def test_callers_wait_for_room_in_turn(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank.sender._room, "_most_of_line", (10, 1 << 20))
+
+    await asyncio.gather(*(bank.sender.enqueue(Debit("a", n), f"m{n}", timeout=5.0) for n in range(500)))
+
+    assert [frame.id for frame in bank.streams.frames()] == [f"m{n}" for n in range(500)]
+
+
+async def test_without_room_until_the_deadline_a_caller_is_refused(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank.sender._room, "_most", (2, 1 << 20))
+    bank.streams.act_after = lost
+    calls = [asyncio.ensure_future(bank.sender.enqueue(Debit("a"), f"m{n}", timeout=5.0)) for n in range(2)]
+    await eventually(lambda: bank.sender.statistics().written.waiting == 2)
+
+    with pytest.raises(OverloadedError, match="send more slowly") as caught:
+        await bank.sender.enqueue(Debit("b"), "m9", timeout=0.05)
+
+    assert caught.value.outcome is Outcome.NOT_RUN
+    bank.streams.act_after = None
+    await asyncio.gather(*calls)
+    await bank.sender.enqueue(Debit("b"), "m10", timeout=1.0)
+
+
+async def test_what_a_transaction_has_prepared_is_stored_as_it_was(bank: Bank) -> None:
+    outbound = await bank.sender.prepare(Debit("a", 3), "p.1", timeout=1.0)
+    told = await bank.sender.prepare(Debited("a"), "p.2", timeout=1.0)
+
+    await bank.sender.store(outbound, timeout=1.0)
+    await bank.sender.store(told, timeout=1.0)
+
+    partition = partition_of("a", 16)
+    assert [message.subject for message in bank.streams.stored] == [
+        f"catga.cmd.billing.{partition}",
+        f"catga.evt.Debited.{partition}",
+    ]
+    assert [frame.id for frame in bank.streams.frames()] == ["p.1", "p.2"]
