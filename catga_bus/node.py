@@ -254,6 +254,7 @@ class Node:
             sender=delivery.sender,
             trace=delivery.trace,
             deadline=delivery.deadline,
+            stake=delivery.stake,
         )
 
     def _counts(self) -> list[EndpointCounts]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from catga_bus.dispatch.threads import HandlerThreads
+from catga_bus.effects import Stake
 from catga_bus.wire import Status
 
 _MAX_BEHIND_STUCK = 16
@@ -49,6 +50,12 @@ class Delivery(msgspec.Struct, eq=False):
 
     stuck: int = 0
     """Threads that run on for it although it was cut off."""
+
+    stake: Stake | None = None
+    """What its context has besides, if its message is stored."""
+
+    freed: "Callable[[Delivery], None] | None" = None
+    """Called when the last thread that ran on for it has ended."""
 
 
 class Settle(Protocol):

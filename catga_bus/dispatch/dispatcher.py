@@ -153,6 +153,16 @@ class Dispatcher:
         self._ready.append(delivery)
         return True
 
+    def submit(self, delivery: Delivery) -> None:
+        """Take a delivery in however full the node is: whoever submits bounds how many. Call `wake` after the last.
+
+        It counts in the intake all the same, so that requests leave it room, and is settled like any other; without a
+        lane of this dispatcher.
+        """
+        self._admitted += 1
+        self._admitted_bytes += delivery.size
+        self._ready.append(delivery)
+
     def wake(self) -> None:
         """Start what is ready."""
         self._runner.wake()
@@ -377,6 +387,8 @@ class Dispatcher:
                 slots.held.remove(delivery.lane)
                 self._next_in_lane(slots, delivery.lane)
             self._free(slots)
+            if not delivery.stuck and delivery.freed is not None:
+                delivery.freed(delivery)
 
         return ended
 

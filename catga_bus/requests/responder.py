@@ -15,6 +15,7 @@ from catga_bus.errors import CatgaError, Code
 from catga_bus.ids import MessageIds
 from catga_bus.pulse import GAP, Pulse
 from catga_bus.rarely import RareLog
+from catga_bus.requests.answers import Answers
 from catga_bus.requests.arrivals import Arrivals
 from catga_bus.requests.inboxes import Inboxes
 from catga_bus.requests.json_door import FULL, Endpoint, JsonDoor, not_encodable, too_large
@@ -32,13 +33,9 @@ from catga_bus.wire import (
     MessageFrame,
     Names,
     Status,
-    join_batch,
     join_ids,
     token,
 )
-
-_MAX_CLIENTS = 4_096
-# Clients that ask; what is known of them is a cache, so forgetting it costs a check and a dictionary entry.
 
 _encode = msgspec.msgpack.Encoder().encode
 _LEAVING = Fault(Code.OVERLOADED, "the node is about to leave", retryable=True)
@@ -120,8 +117,7 @@ class Responder:
         self._log = RareLog(logging.getLogger("catga_bus.requests"), clock)
         self._endpoints: dict[str, Endpoint] = {}
         self._by_token: dict[str, str] = {}
-        self._lanes: dict[tuple[str, str], Lane] = {}
-        self._known_inboxes: set[str] = set()
+        self._ways_back = Answers(answers, inboxes, node_id)
         self._own: list[Subscription] = []  # the subjects of this node alone
         self._is_leaving = False
         self._arrivals = Arrivals(self._tell_accepted)
@@ -232,7 +228,7 @@ class Responder:
         """
         head = batch.head
         inbox = head.reply
-        if inbox is None or not (inbox in self._known_inboxes or self._allow(inbox)):
+        if inbox is None or not self._ways_back.allow(inbox):
             self._rejected += 1
             self._log.warn("reply", "a batch of %r was not run: it may not be answered on %r", head.sender, inbox)
             return
@@ -242,7 +238,7 @@ class Responder:
         now = self._clock()
         if now > self._pulse.late_at or now > self._deaf_at:
             self._after_gap(now)
-        lane = self._lane(inbox, allowed or "")
+        lane = self._ways_back.lane(inbox, allowed or "")
         if self._is_leaving or allowed is None:
             self._refuse_all(lane, frames, allowed)
             return
@@ -339,7 +335,7 @@ class Responder:
         if batch is None:
             return
         inbox = batch.head.reply or ""
-        lane = self._lane(inbox, "")
+        lane = self._ways_back.lane(inbox, "")
         here: list[str] = []
         for message_id in batch.frames:
             delivery = self._arrivals.get(message_id)
@@ -373,7 +369,7 @@ class Responder:
             if self._gate.kind(payload) == kind:
                 batch = self._gate.ids(payload)
                 inbox = batch.head.reply
-                if inbox is not None and (inbox in self._known_inboxes or self._allow(inbox)):
+                if inbox is not None and self._ways_back.allow(inbox):
                     return batch
         except GateError as error:
             self._log.warn("gate", "what came on %r was not let in: %s", subject, error)
@@ -384,22 +380,6 @@ class Responder:
         self._told += len(ids)
         payload = join_ids(Kind.ACCEPTED, (self._node_id,), ids)
         self._publish(inbox, payload, None)
-
-    def _allow(self, inbox: str) -> bool:
-        if not self._inboxes.allow(inbox):
-            return False
-        if len(self._known_inboxes) >= _MAX_CLIENTS:
-            self._known_inboxes.clear()
-            self._lanes.clear()
-        self._known_inboxes.add(inbox)
-        return True
-
-    def _lane(self, inbox: str, type_name: str) -> Lane:
-        """Return the lane of one inbox and type: a batch of answers tells the time of one handler, not of a mixture."""
-        lane = self._lanes.get((inbox, type_name))
-        if lane is None:
-            lane = self._lanes[inbox, type_name] = self._answers.lane(inbox, self._seal)
-        return lane
 
     def _unknown(self, type_name: str) -> Fault:
         text = f"node {self._node_id} of service {self._service} has no handler for {type_name}"
@@ -412,9 +392,10 @@ class Responder:
         try:
             frame = _encode((delivery.id, status, value, self._node_id))
         except Exception as error:
-            frame = self._fault_frame(delivery.id, not_encodable(delivery, error))
+            frame = self._ways_back.fault(delivery.id, Status.FAILED, not_encodable(delivery, error))
         if len(frame) + BATCH_OVERHEAD > self._transport.max_payload:
-            frame = self._fault_frame(delivery.id, too_large(delivery, len(frame), self._transport.max_payload))
+            fault = too_large(delivery, len(frame), self._transport.max_payload)
+            frame = self._ways_back.fault(delivery.id, Status.FAILED, fault)
         arrivals, message_id = self._arrivals, delivery.id
         if (
             arrivals.young.pop(message_id, None) is None
@@ -426,19 +407,12 @@ class Responder:
         lane.add(frame)
         lane.sums += seconds
 
-    def _fault_frame(self, message_id: str, fault: Fault) -> bytes:
-        return _encode((message_id, Status.FAILED, fault, self._node_id))
-
     def _refuse(self, lane: Lane, message_id: str, status: Status, fault: Fault) -> None:
         """Answer what was not admitted; while the way back is full such answers are dropped, never stored."""
         if self._answers.is_full:
             self._dropped += 1
             return
-        lane.add(_encode((message_id, status, fault, self._node_id)))
-
-    def _seal(self, number: int, frames: Sequence[bytes], seconds: float) -> tuple[bytes, str]:
-        mean_us = int(seconds / len(frames) * 1e6)
-        return join_batch(Kind.ANSWERS, (self._node_id, None, number, mean_us), frames), ""
+        lane.add(self._ways_back.fault(message_id, status, fault))
 
     def _take_json(self, subject: str, payload: bytes, reply: str) -> None:
         """Take one JSON message from a client that is not a bus; its type is in the subject."""
