@@ -59,6 +59,10 @@ class JetStreamUnknownError(JetStreamError):
     """No answer, or none that proves anything: it may have happened, or may still happen."""
 
 
+class JetStreamUnreachedError(JetStreamUnknownError):
+    """No server took it, for want of a connection or of a leader: this call has done nothing and never will."""
+
+
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A stream. Times in seconds; -1 is without a limit."""
 
