@@ -490,6 +490,29 @@ class Names:
         return subject == self.namespace or subject.startswith(self.namespace + ".")
 
 
+def owner_key(service: str, kind: str, partition: int) -> str:
+    """The key in the owners' bucket of one partition.
+
+    Args:
+        service: Name of the service.
+        kind: `cmd` for its work queue, `evt` for its position in the event log.
+        partition: Counted from 0.
+    """
+    return f"{token(service)}.{kind}.{partition}"
+
+
+def partition_consumer(service: str, partition: int, epoch: int, claim: int) -> str:
+    """The consumer of one epoch of a partition: `<service>-p<partition>-e<epoch>-<claim>`.
+
+    Args:
+        service: Name of the service.
+        partition: Counted from 0.
+        epoch: Granted by the claim.
+        claim: 32 bits that tell two claims of one epoch apart; 8 hexadecimal digits in the name.
+    """
+    return f"{token(service)}-p{partition}-e{epoch}-{claim:08x}"
+
+
 def service_subjects(verb: str, service: str, node_id: str) -> tuple[str, str, str]:
     """The three subjects on which a node answers one verb of ADR-32: all, this service, this node.
 

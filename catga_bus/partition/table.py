@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +17,7 @@ from catga_bus.clock import Clock
 from catga_bus.partition.owners import Holding, Incarnation
 from catga_bus.partition.plan import Plan
 from catga_bus.partition.planner import Decision, Peer, Planner
+from catga_bus.partition.records import StaleError, Standing
 from catga_bus.rarely import RareLog
 from catga_bus.transport.jetstream import JetStreamError
 from catga_bus.wire import Notice, NoticeVerb
@@ -29,16 +29,6 @@ ASK_AGAIN = 0.25
 
 TRY_AGAIN = 0.25
 """Seconds until a partition is claimed again when the claim failed."""
-
-
-class Standing(StrEnum):
-    """How a partition stands in the node that works on it."""
-
-    CLAIMING = "claiming"
-    ACTIVE = "active"
-    DOUBT = "doubt"
-    DRAINING = "draining"
-    GONE = "gone"
 
 
 class Kept(Protocol):
@@ -78,10 +68,6 @@ class Kept(Protocol):
 
     async def close(self) -> None:
         """Let go at once, without a release."""
-
-
-class StaleError(Exception):
-    """Somebody else owns the partition now."""
 
 
 class TableStatistics(msgspec.Struct, frozen=True):
