@@ -101,7 +101,7 @@ class Lanes(Generic[F]):
         max_bytes: The same in bytes of records.
 
     Attributes:
-        records: What is in hand, by sequence, in stream order.
+        records: What is in hand, by sequence, in the order in which it was taken: that of the stream.
         highest: The highest sequence of a record that was begun or done; 0 if none was.
     """
 
@@ -145,7 +145,7 @@ class Lanes(Generic[F]):
         return max(1, min(frames, size, _MAX_WANTED))
 
     def take(self, record: Record) -> list[F]:
-        """Take a record, whose sequence is above those of all records in hand; return what may start at once."""
+        """Take a record, which lies behind all in hand, whatever its sequence; return what may start at once."""
         self.records[record.message.sequence] = record
         self._count(record)
         last = self._last
@@ -180,21 +180,26 @@ class Lanes(Generic[F]):
 
         The record is done, and not in hand any more, when its `left` is 0.
         """
-        frame.state = State.DONE
-        following: F | None = frame.next
-        if following is None:
-            del self._last[frame.key]
-        else:
-            frame.next = None
-            following.state = State.READY
         record = frame.record
         if record.lost:
-            self._ghosts.discard(frame)
-            return following
+            if frame not in self._ghosts:
+                return None  # it did not run when it was forgotten
+            self._ghosts.remove(frame)
+            return self._leave(frame)
         self._frames -= 1
         record.left -= 1
         if not record.left:
             self.close(record)
+        return self._leave(frame)
+
+    def _leave(self, frame: F) -> F | None:
+        frame.state = State.DONE
+        following: F | None = frame.next
+        if following is None:
+            del self._last[frame.key]
+            return None
+        frame.next = None
+        following.state = State.READY
         return following
 
     def close(self, record: Record) -> None:
@@ -250,9 +255,10 @@ class Lanes(Generic[F]):
         for frame in forgotten:
             if not frame.record.lost:
                 self._link(frame)
-        for sequence in sorted(kept):
-            self.records[sequence] = records[sequence]
-            self._bytes += len(records[sequence].message.payload)
+        for sequence, record in records.items():
+            if sequence in kept:
+                self.records[sequence] = record
+                self._bytes += len(record.message.payload)
         return [frame for frame in forgotten if frame.record.lost]
 
     def _link(self, frame: F) -> None:

@@ -1,0 +1,456 @@
+"""Worker: the work of one partition. It takes records apart, starts their frames, and says when a record is done.
+
+    taken -> lanes -> bench -> (looked up in the inbox) -> dispatcher -> outcome -> done
+
+While it is paused nothing starts: what waits at the dispatcher is recalled. What was forgotten (`drop`, `finish`) ends
+without a trace, but holds its key until it has ended: a record that comes back is not run beside it.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from catga_bus.dispatch.deliveries import Delivery
+from catga_bus.durability.careful import Caution
+from catga_bus.durability.inbox import Recorded
+from catga_bus.durability.jobs import Bench, Doom, Job, Queue, Trouble
+from catga_bus.durability.letters import Reason
+from catga_bus.durability.lookup import Lookup
+from catga_bus.durability.opening import open_record
+from catga_bus.durability.outcomes import Outcomes
+from catga_bus.durability.shop import Shop, WaitingKey
+from catga_bus.durability.strangers import Strangers
+from catga_bus.effects import Stake
+from catga_bus.partition.lanes import Lanes, Record, State
+from catga_bus.partition.work import Keeping
+from catga_bus.transport.jetstream import DeliveredMessage
+
+
+class Worker:
+    """The work of one partition; see `catga_bus.partition.work.Work`.
+
+    Args:
+        shop: What all partitions share.
+        keeping: The keeper of this one.
+        stream: Where its records lie.
+        unknown: Told of a type that nobody here handles (empty: of a wire version that nobody here reads); returns
+            whether the partition is about to be handed to a node that does.
+        by_type: Whether the subjects of the stream name the type.
+    """
+
+    def __init__(
+        self, shop: Shop, keeping: Keeping, stream: str, unknown: Callable[[str], bool], *, by_type: bool
+    ) -> None:
+        self._shop = shop
+        self._keeping = keeping
+        self._stream = stream
+        self._by_type = by_type
+        self._lanes: Lanes[Job] = Lanes()
+        self._outcomes = Outcomes(shop, keeping, stream, self)
+        self._settle = self._outcomes.settle
+        self._lookup = None if shop.inbox is None else Lookup(shop, shop.inbox, self._found, self._not_found_out)
+        self._caution = Caution(shop, keeping, self._pick, self._start_marked, self._outcomes.put_off)
+        self._strangers = Strangers(shop, unknown, self._serve, self.again)
+        self._queues: dict[Bench, Queue] = {}
+        self._aside: list[Job] = []  # what no handler takes, while nothing may start
+        self._timers: dict[Job, asyncio.TimerHandle] = {}
+        self._troubled: dict[Job, None] = {}  # since the longest time first
+        self._answered: list[int] = []  # records that are done and not reported yet
+        self._barrier: Record | None = None  # of keys that nobody here can read: nothing behind it is taken apart
+        self._behind: list[tuple[DeliveredMessage, int | None]] = []
+        self._is_open = False  # whether anything may start
+        self._is_direct = False  # whether jobs may start side by side
+        self._is_finishing = False
+        self._emptied = asyncio.Event()
+
+    # -- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def wanted(self) -> int:
+        """For how many more records there is room in the window, beside those in hand; 0 when it is full."""
+        return 0 if self._is_finishing or self._barrier is not None else self._lanes.wanted
+
+    @property
+    def highest(self) -> int:
+        """The highest sequence of a record that was begun or done in this process; 0 if none was."""
+        return self._lanes.highest
+
+    def holds(self, sequence: int) -> bool:
+        """Whether a record is in hand: taken and not done."""
+        return (
+            sequence in self._lanes.records
+            or sequence in self._answered
+            or any(message.sequence == sequence for message, _ in self._behind)
+        )
+
+    @property
+    def records(self) -> int:
+        """How many records are in hand."""
+        return len(self._lanes.records) + len(self._behind)
+
+    @property
+    def frames(self) -> int:
+        """How many messages are in hand."""
+        return len(self._lanes)
+
+    @property
+    def waiting_keys(self) -> int:
+        """How many keys are held back by a message that did not go through at once."""
+        return len(self._troubled)
+
+    def oldest(self) -> WaitingKey | None:
+        """Return the key that has waited longest."""
+        for job in self._troubled:
+            trouble = job.trouble
+            assert trouble is not None
+            return WaitingKey(
+                self._keeping.fence.partition,
+                self._stream,
+                job.key,
+                job.message.type,
+                job.message.id,
+                self._shop.clock() - trouble.since,
+                trouble.failures,
+                trouble.error,
+            )
+        return None
+
+    # -- records in ------------------------------------------------------------------------------------------
+
+    def take(self, record: DeliveredMessage, *, killer: int | None = None) -> None:
+        """Take a record that is neither in hand nor done; nothing of it starts while the work is paused.
+
+        Args:
+            record: The record.
+            killer: Index of the frame that has killed its process: it becomes a dead letter without being run.
+        """
+        if self._is_finishing:
+            return
+        if self._barrier is not None:
+            self._behind.append((record, killer))
+            return
+        opened = open_record(self._shop, self, record, stream=self._stream, by_type=self._by_type)
+        if killer is not None and killer < len(opened.frames):
+            opened.frames[killer].doom = Doom(Reason.KILLER, "its process died while it ran, more than once")
+        self._take(opened)
+        self._shop.dispatcher.wake()
+
+    def _take(self, record: Record) -> None:
+        ready = self._lanes.take(record)
+        if not record.frames:
+            self._lanes.close(record)
+            self._keeping.done(record.sequence)
+            return
+        self._strangers.meet(record)
+        if record in self._strangers.held and record.frames[0].message.type == "":
+            self._barrier = record
+        for job in ready:
+            self._offer(job)
+        if self._is_open and record in self._strangers.held:
+            self._strangers.consider()
+        if self._troubled and self._lanes.is_full:
+            self._say_full()
+
+    def _say_full(self) -> None:
+        oldest = self.oldest()
+        if oldest is not None:
+            self._shop.rare_log.warn(
+                f"full {oldest.partition}", "partition %d of %s waits for key %.80r: %s %.80r does not go through "
+                "since %.0f s (%d attempts failed): %s", oldest.partition, oldest.stream, oldest.key, oldest.type_name,
+                oldest.message_id, oldest.seconds, oldest.failures, oldest.error,
+            )  # fmt: skip
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    def _offer(self, job: Job) -> None:
+        """Start a job that may start, now or when there is room."""
+        place = job.place
+        if place is None or job.doom is not None or self._strangers.held:
+            self._set_aside(job)
+            return
+        bench = place.bench
+        if self._is_direct and bench.out < bench.limit and not bench.waiting:
+            bench.out += 1
+            self._start(job)
+        else:
+            self._queue(job, bench)
+
+    def _queue(self, job: Job, bench: Bench) -> None:
+        queue = self._queues.get(bench)
+        if queue is None:
+            queue = self._queues[bench] = Queue(self._start)
+            queue.is_open = self._is_direct
+        queue.jobs.append(job)
+        if self._is_direct:
+            bench.list(queue)
+            bench.refill()
+        elif self._is_open:
+            self._caution.step()
+
+    def _set_aside(self, job: Job) -> None:
+        if self._is_open:
+            self._serve(job)
+        else:
+            self._aside.append(job)
+
+    def _serve(self, job: Job) -> None:
+        """Do with a job that may start what there is to do with it."""
+        held = self._strangers.held.get(job.record)
+        if held is not None:
+            held.append(job)
+        elif job.doom is not None:
+            self._lanes.begin(job)
+            self._outcomes.bury(job, job.doom)
+        elif job.place is None:
+            self._strangers.wait(job)
+        else:
+            self._queue(job, job.place.bench)
+
+    def _start(self, job: Job) -> None:
+        """Give a job, for which its bench has made room, to the dispatcher."""
+        if self._lookup is None or job.is_known_new:
+            self._submit(job)
+        else:
+            self._lookup.add(job)
+
+    def _submit(self, job: Job) -> None:
+        place, message = job.place, job.message
+        assert place is not None
+        job.delivery = delivery = Delivery(
+            place.station,
+            message.id,
+            message.key,
+            job.attempt,
+            message.trace,
+            job.record.sender,
+            job,
+            0,  # what is in hand is bounded by the window
+            math.inf,
+            self._settle,
+            job,
+        )
+        self._shop.dispatcher.submit(delivery)
+
+    def begin(self, job: Job) -> None:
+        """The dispatcher starts a job."""
+        self._lanes.begin(job)
+        inbox, delivery = self._shop.inbox, job.delivery
+        assert job.place is not None
+        assert delivery is not None
+        if inbox is not None:
+            job.fence = self._keeping.fence
+            job.unit = inbox.unit(self._shop.service, job.message.id, job.fence)
+            delivery.stake = Stake(job.fence, job.unit)
+        elif job.place.station.takes_context:
+            delivery.stake = Stake(self._keeping.fence, None)
+
+    def _found(self, job: Job, recorded: Recorded | None) -> None:
+        """The inbox knows whether a job is done."""
+        if job.record.lost or not self._is_open:
+            self._give_back(job)
+        elif recorded is None:
+            job.is_known_new = True
+            self._submit(job)
+        else:
+            self._leave_bench(job)
+            self._lanes.begin(job)
+            self._outcomes.repeat(job, recorded)
+
+    def _not_found_out(self, job: Job, error: str) -> None:
+        self._leave_bench(job)
+        if not job.record.lost:
+            self._outcomes.put_off(job, error)
+
+    def _give_back(self, job: Job) -> None:
+        """Take a job back that was not started after all."""
+        self._leave_bench(job)
+        if not job.record.lost:
+            self._offer(job)
+
+    def _leave_bench(self, job: Job) -> None:
+        assert job.place is not None
+        job.place.bench.out -= 1
+        job.place.bench.refill()
+        self._caution.ended(job)
+
+    # -- one at a time ---------------------------------------------------------------------------------------
+
+    def _pick(self) -> Job | None:
+        """Take out the first job in stream order that may start."""
+        if not self._is_open:
+            return None
+        if not self._keeping.is_careful:
+            self._loosen()
+            return None
+        waiting = [
+            (job.record.sequence, job.index, queue)
+            for queue in self._queues.values()
+            for job in queue.jobs
+            if not job.record.lost
+        ]
+        if not waiting:
+            return None
+        sequence, index, queue = min(waiting, key=lambda one: one[:2])
+        for place, job in enumerate(queue.jobs):
+            if (job.record.sequence, job.index, job.record.lost) == (sequence, index, False):
+                del queue.jobs[place]
+                return job
+        return None
+
+    def _start_marked(self, job: Job) -> None:
+        if job.record.lost or not self._is_open:
+            self._caution.ended(job)
+            if not job.record.lost:
+                self._offer(job)
+            return
+        assert job.place is not None
+        job.place.bench.out += 1
+        self._start(job)
+
+    def _loosen(self) -> None:
+        """Go on side by side: what was in hand at a death is done."""
+        self.resume()
+
+    # -- endings ---------------------------------------------------------------------------------------------
+
+    def attempt_ended(self, job: Job) -> None:
+        """An attempt has ended, or did not begin, whatever comes of it."""
+        self._caution.ended(job)
+
+    def recalled(self, job: Job) -> None:
+        """The dispatcher has given a job back that was recalled."""
+        self._offer(job)
+
+    def again(self, job: Job, error: str, seconds: float) -> None:
+        """A job is to be started again after a pause, because of an error; its key is held."""
+        if job.trouble is None:
+            job.trouble = Trouble(self._shop.clock(), error)
+            self._troubled[job] = None
+        else:
+            job.trouble.error = error
+        job.state = State.PAUSED
+        self._timers[job] = self._shop.loop.call_later(seconds, self._due, job)
+        if self._lanes.is_full:
+            self._say_full()
+
+    def _due(self, job: Job) -> None:
+        del self._timers[job]
+        job.state = State.READY
+        self._offer(job)
+        self._shop.dispatcher.wake()
+
+    def done(self, job: Job) -> None:
+        """A job is done, or that of a forgotten record has ended: its key is free."""
+        if job.trouble is not None:
+            self._troubled.pop(job, None)
+        record = job.record
+        following = self._lanes.end(job)
+        if not record.left and not record.lost:
+            self._record_done(record)
+        if following is not None:
+            self._offer(following)
+
+    def _record_done(self, record: Record) -> None:
+        if record.reply is None:
+            self._keeping.done(record.sequence)
+            self._note_empty()
+        else:
+            # Answers leave at the end of this turn of the loop, and the acknowledgement goes behind them.
+            if not self._answered:
+                self._shop.loop.call_soon(self._report)
+            self._answered.append(record.sequence)
+        if record is self._barrier:
+            self._lift()
+
+    def _report(self) -> None:
+        answered, self._answered = self._answered, []
+        for sequence in answered:
+            self._keeping.done(sequence)
+        self._note_empty()
+
+    def _lift(self) -> None:
+        """Take apart what came behind a record that could not be read."""
+        self._barrier = None
+        behind, self._behind = self._behind, []
+        for message, killer in behind:
+            self.take(message, killer=killer)
+
+    # -- the keeper's word -----------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Start nothing more; what runs goes on. So it begins."""
+        self._is_open = self._is_direct = False
+        self._strangers.cancel()
+        for queue in self._queues.values():
+            queue.is_open = False
+        for job in self._lanes.undone():
+            self._recall(job)
+
+    def resume(self) -> None:
+        """Go on."""
+        self._is_open = True
+        self._is_direct = not self._keeping.is_careful
+        for job in self._lanes.undone():
+            if job.delivery is not None and job.state is State.READY:
+                job.delivery.deadline = math.inf  # it was recalled, and has not come back yet
+        aside, self._aside = self._aside, []
+        for job in aside:
+            self._serve(job)
+        self._strangers.consider()
+        for bench, queue in self._queues.items():
+            queue.is_open = self._is_direct
+            if self._is_direct and queue.jobs:
+                bench.list(queue)
+                bench.refill()
+        if not self._is_direct:
+            self._caution.step()
+        self._shop.dispatcher.wake()
+
+    async def finish(self, *, below: bool) -> None:
+        """Forget what has not begun, and return when all that has is done; then it is as at its beginning.
+
+        A record has begun when one of its frames has; what it waits for in its lanes is finished, too. It returns as
+        well when everything is dropped meanwhile. When it is cancelled, nothing more is taken until `drop`.
+
+        Args:
+            below: Whether everything below the highest record begun or done is finished as well (event log).
+        """
+        self._is_finishing = True
+        self._let_go(self._lanes.finish(below=below))
+        while self._lanes.records or self._answered:
+            self._emptied.clear()
+            await self._emptied.wait()
+        self._is_finishing = False
+        self.pause()
+
+    def drop(self) -> None:
+        """Forget everything: another node owns the partition. What runs ends unacknowledged and unanswered."""
+        self.pause()
+        self._let_go(self._lanes.drop())
+        self._answered.clear()
+        self._is_finishing = False
+        self._emptied.set()
+
+    def _let_go(self, jobs: list[Job]) -> None:
+        """Forget jobs, and what came behind a record that could not be read."""
+        for job in jobs:
+            self._recall(job)
+            self._troubled.pop(job, None)
+            timer = self._timers.pop(job, None)
+            if timer is not None:
+                timer.cancel()
+        self._aside = [job for job in self._aside if not job.record.lost]
+        for record in [record for record in self._strangers.held if record.lost]:
+            del self._strangers.held[record]
+        self._behind.clear()
+        if self._barrier is not None and self._barrier.lost:
+            self._barrier = None
+
+    def _recall(self, job: Job) -> None:
+        """Have a job back that is with the dispatcher and has not started."""
+        if job.delivery is not None and job.state is State.READY:
+            job.delivery.deadline = -math.inf
+
+    def _note_empty(self) -> None:
+        if not self._lanes.records and not self._answered:
+            self._emptied.set()
