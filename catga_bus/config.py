@@ -1,7 +1,7 @@
 """Every option of a bus, with unit, default and bound; checked when the bus is made."""
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -74,6 +74,44 @@ class BusConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Roots of inboxes that this node answers to, beside its own `inbox_prefix`. Neither may begin with `$` or lie in
     the namespace: no answer goes there."""
 
+    # What is stored: the streams of the service, and calls that wait for them.
+    partitions: int = 64
+    """Partitions of the service's commands: how many nodes can share them. Fixed for good when its work queue is
+    created; of the log of events, when the first service creates that. 1 to 1,024."""
+
+    stream_replicas: int | None = None
+    """Servers that hold each stream; None: three, or as many as there are. 1 to 5."""
+
+    stream_storage: Literal["file", "memory"] = "file"
+    """Where the server keeps streams; what is in memory ends with it. Fixed when they are created."""
+
+    command_max_bytes: int = 1_073_741_824
+    """Bytes of commands that may wait in the work queue; over it callers are told `OVERLOADED`. 65,536 to 2**50."""
+
+    event_max_bytes: int = 4_294_967_296
+    """Bytes of events that are kept in the log; over it the oldest go. The same for all services. 65,536 to 2**50."""
+
+    event_max_age: float = 604_800.0
+    """For how long events are kept. The same for all services. 300 to 315,360,000 (ten years)."""
+
+    dead_letter_max_bytes: int = 1_073_741_824
+    """Bytes of dead letters that are kept; over it the oldest go. 65,536 to 2**50."""
+
+    dead_letter_max_age: float = 2_592_000.0
+    """For how long dead letters are kept. 300 to 315,360,000."""
+
+    manage_streams: Literal["create", "verify"] = "create"
+    """Whether the start creates streams that are missing, or only compares: where nodes may not create streams,
+    `catga streams apply` does it. Neither changes a stream that is there."""
+
+    store_timeout: float = 15.0
+    """How long `enqueue` and `publish` wait until a message is stored. A cluster that loses a leader takes 4 to 9 s to
+    elect another. 0.001 to 86,400."""
+
+    unroutable_after: float = 60.0
+    """How long a stored message of a type that no node of the service handles waits for one that does, before it is a
+    dead letter. 1 to 86,400."""
+
     # How to reach the server: see ConnectionOptions, which documents each.
     user: str | None = None
     password: str | None = None
@@ -112,6 +150,15 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "heartbeat_interval": (0.05, 60),
     "heartbeat_timeout": (0.1, 600),
     "stall_timeout": (0.05, 600),
+    "partitions": (1, 1_024),
+    "stream_replicas": (1, 5),
+    "command_max_bytes": (65_536, 2**50),
+    "event_max_bytes": (65_536, 2**50),
+    "event_max_age": (300, 315_360_000),
+    "dead_letter_max_bytes": (65_536, 2**50),
+    "dead_letter_max_age": (300, 315_360_000),
+    "store_timeout": (0.001, 86_400),
+    "unroutable_after": (1, 86_400),
     "connect_timeout": (0.1, 300),
     "reconnect_delay": (0.01, 60),
     "ping_interval": (0.1, 600),
@@ -136,7 +183,7 @@ def checked_config(config: BusConfig | None, options: dict[str, Any]) -> BusConf
         raise ConfigurationError(f"an option has the wrong type: {error}") from error
     for name, (low, high) in _BOUNDS.items():
         value = getattr(checked, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ConfigurationError(f"{name} must be {low:,} to {high:,}, got {value!r}")
     if checked.heartbeat_timeout < 2 * checked.heartbeat_interval:
         raise ConfigurationError(

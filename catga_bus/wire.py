@@ -465,8 +465,23 @@ class Names:
         """The subject of a service's dead letters."""
         return f"{self.namespace}.dlq.{token(service)}"
 
+    def schedule_stream(self, service: str) -> str:
+        """The stream in which commands of a service wait for their time.
+
+        It is not the work queue: nats-server has no delayed messages in a stream that refuses when it is full.
+        """
+        return f"{self.namespace}-at-{token(service)}"
+
+    def due(self, service: str, partition: int) -> str:
+        """Where the server puts a command whose time has come, for a node to move it to the work queue."""
+        return f"{self.namespace}.due.{token(service)}.{partition}"
+
+    def all_due(self, service: str) -> str:
+        """Where all commands of a service lie whose time has come."""
+        return f"{self.namespace}.due.{token(service)}.*"
+
     def schedule(self, service: str, schedule_id: str) -> str:
-        """Where a command waits for its time, in the work queue of its service: `catga.at.<service>.<id>`."""
+        """Where a command waits for its time: `catga.at.<service>.<id>`."""
         return f"{self.namespace}.at.{token(service)}.{token(schedule_id)}"
 
     def schedules(self, service: str) -> str:
