@@ -75,6 +75,8 @@ class Kind(IntEnum):
     STATUS = 4
     HEARTBEAT = 5
     NOTICES = 6
+    LETTER = 7
+    """A dead letter: stored, never sent to a node."""
 
 
 class Status(IntEnum):
@@ -453,6 +455,10 @@ class Names:
         """The subject of a durable event of one type and partition."""
         return f"{self.namespace}.evt.{token(type_name)}.{partition}"
 
+    def events_of(self, type_name: str) -> str:
+        """The subjects of the durable events of one type, whatever their partition."""
+        return f"{self.namespace}.evt.{token(type_name)}.*"
+
     def events(self) -> str:
         """The subjects of all durable events: what the log stores."""
         return f"{self.namespace}.evt.*.*"
@@ -461,9 +467,23 @@ class Names:
         """The log of a service's dead letters."""
         return f"{self.namespace}-dlq-{token(service)}"
 
+    def dead_letter(self, service: str, message_id: str, mark: str) -> str:
+        """The subject of one dead letter: of its own, so that it is stored once, and found by its id.
+
+        Args:
+            service: That gave the message up.
+            message_id: Of the message.
+            mark: One token, which no other letter has.
+        """
+        return f"{self.namespace}.dlq.{token(service)}.{token(message_id)}.{mark}"
+
+    def dead_letters_of(self, service: str, message_id: str) -> str:
+        """The subjects of all dead letters of a service with one message id."""
+        return f"{self.namespace}.dlq.{token(service)}.{token(message_id)}.*"
+
     def dead_letters(self, service: str) -> str:
-        """The subject of a service's dead letters."""
-        return f"{self.namespace}.dlq.{token(service)}"
+        """The subjects of all dead letters of a service: what their log stores."""
+        return f"{self.namespace}.dlq.{token(service)}.*.*"
 
     def schedule_stream(self, service: str) -> str:
         """The stream in which commands of a service wait for their time.
