@@ -1,5 +1,6 @@
 """The wire as others rely on it: golden bytes, names, and the page that documents them."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from catga_bus import wire
 from catga_bus.codec import Gate, GateError
+from catga_bus.durability.letters import decode_letter
 from catga_bus.errors import ConfigurationError
 from catga_bus.wire import Kind, Names, Status, join_batch, join_ids, service_subjects, token
 
@@ -42,6 +44,9 @@ def taken_apart(payload: bytes) -> tuple[int, list[Any], list[Any]]:
         notices = gate.notices(payload)
         said = read(msgspec.json.encode(notices.frames))
         return kind, [getattr(notices.head, name) for name in notices.head.__struct_fields__], said
+    if kind == Kind.LETTER:
+        letter = decode_letter(payload)
+        return kind, [letter.node, None, 0, 0], [read(msgspec.json.encode(letter))]
     batch = gate.messages(payload) if kind == Kind.MESSAGES else gate.answers(payload)
     frames = []
     for frame in batch.frames:
@@ -68,6 +73,9 @@ def test_golden_bytes_are_read(name: str) -> None:
 def test_golden_bytes_are_written(name: str) -> None:
     golden = PAYLOADS[name]
     frames = [msgspec.msgpack.encode(frame) for frame in golden["frames"]]
+    if golden["kind"] == Kind.LETTER:  # JSON has no bytes
+        [letter] = golden["frames"]
+        frames = [msgspec.msgpack.encode(letter | {"body": base64.b64decode(letter["body"])})]
 
     payload = join_batch(Kind(golden["kind"]), tuple(golden["head"]), frames)
 
@@ -114,6 +122,7 @@ def test_golden_tokens(name: str) -> None:
 
 def test_golden_subjects() -> None:
     names, node = Names(), ("billing", "billing-7k2m9x4pqa")
+    letter = decode_letter(bytes.fromhex(PAYLOADS["letter"]["hex"]))
 
     assert GOLDEN["subjects"] == {
         "request": names.request("Quote"),
@@ -127,6 +136,7 @@ def test_golden_subjects() -> None:
         "heartbeats": names.heartbeats(),
         "tick": names.tick("Tick"),
         "broadcast": names.broadcast("PricesChanged"),
+        "dead_letter": names.dead_letter("billing", "AAECAwQFBgcICQoL6", letter.mark),
         "request_with_dots": names.request("shop.v2.Quote"),
         "service_ping": list(service_subjects("PING", *node)),
     }
@@ -304,7 +314,7 @@ def test_comments_on_the_page_name_the_values_beside_them() -> None:
             if value:
                 assert msgspec.msgpack.decode(bytes.fromhex(shown)) == json.loads(value[1]), comment
                 checked += 1
-    assert checked == 103
+    assert checked == 137
 
 
 def test_the_page_lists_every_golden_token() -> None:
