@@ -77,16 +77,16 @@ def test_a_letter_is_what_was_written() -> None:
 def test_a_letter_may_have_additions_and_lack_what_was_added() -> None:
     known = msgspec.structs.asdict(letter())
     del known["missing"]
-    payload = b"\xc1\x01" + msgspec.msgpack.encode([6, ["n", None, 0, 0, "new"], [known | {"new": 1}], "new"])
+    payload = b"\xc1\x01" + msgspec.msgpack.encode([7, ["n", None, 0, 0, "new"], [known | {"new": 1}], "new"])
     assert decode_letter(payload) == letter()
 
 
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"\xc1\x01", b"\xc1\x02\x93\x06\x91\xa1n\x90", b"\xc1\x01\x93\x00\x91\xa1n\x90",
-        b"\xc1\x01\x93\x06\x91\xa1n\x90",
-        b"{}", b"\xc1\x01\x93\x06" + b"\x91" * 5_000, b"\xc1\x01\x93\x06\x91\xa1n\x91\x81\xa2id\xa1x",
+        b"", b"\xc1\x01", b"\xc1\x02\x93\x07\x91\xa1n\x90", b"\xc1\x01\x93\x00\x91\xa1n\x90",
+        b"\xc1\x01\x93\x07\x91\xa1n\x90",
+        b"{}", b"\xc1\x01\x93\x07" + b"\x91" * 5_000, b"\xc1\x01\x93\x07\x91\xa1n\x91\x81\xa2id\xa1x",
     ],
 )  # fmt: skip
 def test_what_is_no_letter_is_refused(payload: bytes) -> None:
