@@ -11,8 +11,8 @@ What surprises, and is so on purpose because the server does it:
 
 import math
 from collections import deque
-from collections.abc import Hashable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -38,6 +38,12 @@ class Sent(NamedTuple):
 
 
 Outbox: TypeAlias = list[Sent]
+
+Hears: TypeAlias = Callable[[Hashable], bool]
+"""Tells whether somebody who has pulled still listens."""
+
+MAX_WAITING: Final = 512
+"""Pulls that may wait at one consumer; the server's default."""
 
 
 class _Pull(msgspec.Struct):
@@ -84,6 +90,7 @@ class ConsumerModel:
         self._ack_floor = (0, self._next - 1)
         self._has_acknowledged = False
         self._pending: dict[int, _Pending] = {}
+        # In the order of their last delivery: the first is the first to be overdue.
         self._repeats: dict[int, int] = {}
         self._due: deque[int] = deque()
         self._pulls: deque[_Pull] = deque()
@@ -118,11 +125,15 @@ class ConsumerModel:
             idle: Seconds without a message after which a heartbeat (100) is sent; 0.0: never.
         """
         self._active_at = now
-        self._pulls.append(_Pull(puller, batch, now + expires, idle, now + idle if idle else math.inf))
+        if len(self._pulls) < MAX_WAITING:
+            self._pulls.append(_Pull(puller, batch, now + expires, idle, now + idle if idle else math.inf))
+        elif not idle:
+            # Who has asked for heartbeats will notice that there are none.
+            self._outbox.append(Sent(puller, PullStatus(409, "Exceeded MaxWaiting", batch)))
 
-    def leave(self, puller: Hashable) -> None:
-        """Forget the pulls of somebody who listens no more."""
-        self._pulls = deque(pull for pull in self._pulls if pull.puller != puller)
+    def forget_pulls(self) -> None:
+        """Forget all pulls, as a server does that ends."""
+        self._pulls.clear()
 
     def acknowledge(self, sequence: int) -> bool:
         """Take an acknowledgement; return whether the server answers one that asks for confirmation.
@@ -150,9 +161,15 @@ class ConsumerModel:
         if message.sequence in self._pending:
             self._settle(message.sequence)
 
-    def run(self, now: float) -> None:
-        """Do what is due: deliver again, end pulls, say that there is nothing, deliver."""
+    def run(self, now: float, hears: Hears) -> None:
+        """Do what is due: deliver again, end pulls, say that there is nothing, deliver.
+
+        Args:
+            now: Instant.
+            hears: Tells whether somebody who pulls is still there; the server forgets the pulls of the others.
+        """
         self._find_overdue(now)
+        self._pulls = deque(pull for pull in self._pulls if hears(pull.puller))
         self._end_pulls(now)
         while self._pulls and (message := self._take()) is not None:
             self._deliver(now, message)
@@ -168,14 +185,11 @@ class ConsumerModel:
         self._pulls.clear()
 
     def next_timer(self) -> float:
-        """Return the instant at which `run` has something to do by itself; infinity if never."""
+        """Return the instant at which `run` may have something to do by itself; infinity if never."""
         instants = [min(pull.expires_at, pull.beat_at) for pull in self._pulls]
-        if self.config.acks == "explicit" and self.config.ack_wait:
-            due = set(self._due)
-            instants += [
-                pending.at + self.config.ack_wait for sequence, pending in self._pending.items() if sequence not in due
-            ]
         instants.append(self.abandoned_at())
+        if self._pending and self.config.ack_wait:
+            instants.append(next(iter(self._pending.values())).at + self.config.ack_wait)
         return min(instants)
 
     def abandoned_at(self) -> float:
@@ -211,23 +225,25 @@ class ConsumerModel:
         elif consumer_sequence == self._ack_floor[0] + 1:
             # As the server: up to just below the next message that is still pending, in stream order.
             self._ack_floor = (consumer_sequence, sequence)
-            later = [other for other in self._pending if other > sequence]
-            if later:
-                lowest = min(later)
+            lowest = next((other for other in range(sequence + 1, self._next) if other in self._pending), None)
+            if lowest is not None:
                 self._ack_floor = (self._pending[lowest].consumer_sequence - 1, lowest - 1)
 
     def _find_overdue(self, now: float) -> None:
-        if self.config.acks != "explicit" or not self.config.ack_wait:
-            return
-        due = set(self._due)
-        overdue = sorted(
-            sequence
-            for sequence, pending in self._pending.items()
-            if pending.at + self.config.ack_wait <= now and sequence not in due
-        )
-        for sequence in overdue:
-            self._pending[sequence].at = now
-            self._due.append(sequence)
+        overdue = []
+        for sequence, pending in self._pending.items():
+            if not self.config.ack_wait or pending.at + self.config.ack_wait > now:
+                break
+            overdue.append(sequence)
+        for sequence in sorted(overdue):
+            self._touch(now, sequence)
+            if sequence not in self._due:
+                self._due.append(sequence)
+
+    def _touch(self, now: float, sequence: int) -> None:
+        pending = self._pending.pop(sequence)
+        pending.at = now
+        self._pending[sequence] = pending
 
     def _end_pulls(self, now: float) -> None:
         if not any(now >= pull.expires_at for pull in self._pulls):
@@ -278,7 +294,7 @@ class ConsumerModel:
         if pending is not None:
             deliveries = 2 + self._repeats.get(message.sequence, 0)
             self._repeats[message.sequence] = deliveries - 1
-            pending.at = now
+            self._touch(now, message.sequence)
         elif self.config.acks == "explicit":
             self._pending[message.sequence] = _Pending(self._delivered, now)
         else:

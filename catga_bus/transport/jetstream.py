@@ -31,6 +31,8 @@ class ApiError(IntEnum):
     STREAM_STORE_FAILED = 10077
     """Also what a full stream with discard new answers ("maximum bytes exceeded")."""
 
+    MESSAGE_DELETE_FAILED = 10057
+    INVALID_CONFIG = 10052
     NOT_ENABLED = 10076
     NOT_ENABLED_FOR_ACCOUNT = 10039
     INSUFFICIENT_RESOURCES = 10023
@@ -209,9 +211,13 @@ class Consumption(Protocol):
         ...
 
     def pull(self, batch: int) -> None:
-        """Ask for so many more messages, for as long as it takes (asked again by itself when the server ends it).
+        """Ask for so many more messages, for as long as it takes (asked again by itself when it expires: 408).
 
-        Without a connection it does nothing: whoever is told of the reconnect starts over.
+        Asking for one at a time is fine: what is asked for little by little goes to the server in larger pulls. Without
+        a connection it does nothing: whoever is told of the reconnect starts over.
+
+        Raises:
+            ValueError: `batch` is below 1.
         """
 
     async def close(self) -> None:
@@ -223,6 +229,16 @@ class JetStream(Protocol):
 
     All names are used as they are given; `catga_bus.wire.Names` makes them.
     """
+
+    def disconnected(self) -> None:
+        """Let what waits end now with an unknown outcome, and count every pull as over.
+
+        For the owner of the transport, who is told that the connection was lost. Consumptions stay open: after the
+        reconnect each may `pull` again, or be closed.
+        """
+
+    async def close(self) -> None:
+        """End every consumption, and let what waits end with an unknown outcome. Closing twice is fine."""
 
     async def account(self) -> Mapping[str, Any]:
         """Return the server's account information: limits, usage, API level.

@@ -18,7 +18,7 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Final
 
-from catga_bus.transport.consumer_model import ConsumerModel, Outbox
+from catga_bus.transport.consumer_model import ConsumerModel, Hears, Outbox
 from catga_bus.transport.jetstream import (
     ApiError,
     ConsumerConfig,
@@ -31,6 +31,7 @@ from catga_bus.transport.jetstream import (
     StreamInfo,
 )
 from catga_bus.transport.jetstream_configs import normal_stream, publish_headers, same_consumer, same_stream
+from catga_bus.transport.model_timers import Timers
 from catga_bus.transport.schedules import (
     ROLLUP_HEADER,
     SCHEDULE_HEADER,
@@ -57,12 +58,8 @@ class _Stream:
     def info(self) -> StreamInfo:
         return self.model.info(len(self.consumers))
 
-    def delete_consumer(self, name: str) -> bool:
-        consumer = self.consumers.pop(name, None)
-        if consumer is None:
-            return False
-        consumer.end()
-        return True
+    def next_timer(self) -> float:
+        return min(self.model.next_expiry(), *self.model.schedules.values(), math.inf)
 
     def _on_removed(self, message: StoredMessage) -> None:
         tokens = message.subject.split(".")
@@ -81,6 +78,8 @@ class JetStreamModel:
     def __init__(self) -> None:
         self._streams: dict[str, _Stream] = {}
         self._outbox: Outbox = []
+        self._timers: Timers[_Stream | ConsumerModel] = Timers()
+        self._homes: dict[ConsumerModel, _Stream] = {}
         self._awake: dict[ConsumerModel, None] = {}
         # Consumers that have something to look at, in the order in which they got it.
 
@@ -115,11 +114,12 @@ class JetStreamModel:
             raise JetStreamRefusedError(10052, "stream configuration update can not cancel deny message deletes")
         self._check_stream(config)
         stream.model.update(config)
+        self._timers.wake(stream, stream.next_timer())
         return stream.info()
 
     def stream(self, now: float, name: str) -> StreamInfo | None:
         """Return a stream, or None."""
-        self._expire(now)
+        self._advance(now)
         return self._streams[name].info() if name in self._streams else None
 
     def stream_names(self, now: float, subject: str = "") -> list[str]:
@@ -136,7 +136,8 @@ class JetStreamModel:
         if stream is None:
             return False
         for consumer in list(stream.consumers):
-            stream.delete_consumer(consumer)
+            self._drop(stream, consumer)
+        self._timers.forget(stream)
         return True
 
     def purge(self, now: float, stream: str, subject: str = "") -> int:
@@ -144,6 +145,10 @@ class JetStreamModel:
         return self._find(stream).model.purge([subject.split(".") if subject else [">"]])
 
     # Messages.
+
+    def stores(self, subject: str) -> bool:
+        """Return whether some stream stores what is published to a subject."""
+        return any(stream.model.takes(subject) for stream in self._streams.values())
 
     def publish(
         self,
@@ -162,7 +167,7 @@ class JetStreamModel:
             JetStreamUnknownError: No stream stores the subject: the server says that nobody listens, as it also does
                 while a stream has no leader.
         """
-        self._expire(now)
+        self._advance(now)
         for stream in self._streams.values():
             if stream.model.takes(subject):
                 return self._store(
@@ -172,17 +177,17 @@ class JetStreamModel:
 
     def last_message(self, now: float, stream: str, subject: str) -> StoredMessage | None:
         """Return the last message on a subject, or None."""
-        self._expire(now)
+        self._advance(now)
         return self._find(stream).model.last(subject)
 
     def message(self, now: float, stream: str, sequence: int) -> StoredMessage | None:
         """Return one message, or None."""
-        self._expire(now)
+        self._advance(now)
         return self._find(stream).model.message(sequence)
 
     def next_message(self, now: float, stream: str, subject: str, sequence: int) -> StoredMessage | None:
         """Return the first message from a sequence on whose subject matches, or None."""
-        self._expire(now)
+        self._advance(now)
         return self._find(stream).model.next(sequence, [subject.split(".")])
 
     def delete_message(self, now: float, stream: str, sequence: int) -> bool:
@@ -196,7 +201,7 @@ class JetStreamModel:
 
     def create_consumer(self, now: float, stream: str, config: ConsumerConfig) -> ConsumerInfo:
         """Make a consumer, or find it with the same configuration."""
-        self._expire(now)
+        self._advance(now)
         home = self._find(stream)
         there = home.consumers.get(config.name)
         if there is not None:
@@ -205,22 +210,24 @@ class JetStreamModel:
             return there.info()
         _check_consumer(home, config)
         home.consumers[config.name] = made = ConsumerModel(now, config, home.model, self._outbox)
+        self._homes[made] = home
+        self._timers.wake(made, made.next_timer())
         return made.info()
 
     def consumer(self, now: float, stream: str, name: str) -> ConsumerInfo | None:
         """Return a consumer, or None."""
-        self._expire(now)
+        self._advance(now)
         found = self._find(stream).consumers.get(name)
         return found.info() if found is not None else None
 
     def consumer_names(self, now: float, stream: str) -> list[str]:
         """Return the names of all consumers of a stream, sorted."""
-        self._expire(now)
+        self._advance(now)
         return sorted(self._find(stream).consumers)
 
     def delete_consumer(self, now: float, stream: str, name: str) -> bool:
         """Delete a consumer; return whether it was there."""
-        return self._find(stream).delete_consumer(name)
+        return self._drop(self._find(stream), name)
 
     # Delivery.
 
@@ -236,6 +243,7 @@ class JetStreamModel:
         idle: float = 0.0,
     ) -> bool:
         """Ask for messages; return False if nobody is there to ask (status 503: no such consumer)."""
+        self._advance(now)
         home = self._streams.get(stream)
         found = home.consumers.get(consumer) if home is not None else None
         if found is None:
@@ -244,11 +252,10 @@ class JetStreamModel:
         self._awake[found] = None
         return True
 
-    def leave(self, puller: Hashable) -> None:
-        """Forget the pulls of somebody who listens no more."""
-        for stream in self._streams.values():
-            for consumer in stream.consumers.values():
-                consumer.leave(puller)
+    def restart(self) -> None:
+        """Forget all pulls, as a server does that ends; everything else was on its disk."""
+        for consumer in self._homes:
+            consumer.forget_pulls()
 
     def acknowledge(self, now: float, reply: str) -> bool | None:
         """Take an acknowledgement, whoever sends it and however stale it is.
@@ -261,6 +268,7 @@ class JetStreamModel:
             What one who asks for confirmation learns: True: it was taken; False: nobody is there (status 503: no such
             consumer); None: no answer (nothing was delivered under this sequence).
         """
+        self._advance(now)
         _, _, stream, consumer, _, sequence, *_ = reply.split(".")
         home = self._streams.get(stream)
         found = home.consumers.get(consumer) if home is not None else None
@@ -273,29 +281,25 @@ class JetStreamModel:
         self._awake[found] = None
         return True
 
-    def run(self, now: float) -> Outbox:
-        """Do what is due at an instant; return what the server sends, in order."""
-        self._expire(now)
-        self._fire_schedules(now)
-        for stream in self._streams.values():
-            for consumer in stream.consumers.values():
-                if consumer.next_timer() <= now:
-                    self._awake[consumer] = None
+    def run(self, now: float, hears: Hears = lambda _: True) -> Outbox:
+        """Do what is due at an instant; return what the server sends, in order.
+
+        Args:
+            now: Instant.
+            hears: Tells whether somebody who has pulled still listens.
+        """
+        self._advance(now)
         awake, self._awake = self._awake, {}
         for consumer in awake:
-            consumer.run(now)
+            consumer.run(now, hears)
+            self._timers.wake(consumer, consumer.next_timer())
         sent = self._outbox[:]
         self._outbox.clear()
         return sent
 
     def next_timer(self) -> float:
-        """Return the next instant at which `run` has something to do by itself; infinity if never."""
-        instants = [math.inf]
-        for stream in self._streams.values():
-            instants.append(stream.model.next_expiry())
-            instants += stream.model.schedules.values()
-            instants += [consumer.next_timer() for consumer in stream.consumers.values()]
-        return min(instants)
+        """Return the next instant at which `run` may have something to do by itself; infinity if never."""
+        return self._timers.next()
 
     # Inside.
 
@@ -305,12 +309,27 @@ class JetStreamModel:
             raise JetStreamRefusedError(ApiError.STREAM_NOT_FOUND, "stream not found")
         return stream
 
-    def _expire(self, now: float) -> None:
-        for stream in self._streams.values():
-            stream.model.expire(now)
-            for name, consumer in list(stream.consumers.items()):
-                if consumer.abandoned_at() <= now:
-                    stream.delete_consumer(name)
+    def _advance(self, now: float) -> None:
+        """Do what has become due by itself since the last call."""
+        for owner in self._timers.due(now):
+            if isinstance(owner, _Stream):
+                owner.model.expire(now)
+                self._fire_schedules(now, owner)
+                self._timers.wake(owner, owner.next_timer())
+            elif owner.abandoned_at() <= now:
+                self._drop(self._homes[owner], owner.config.name)
+            else:
+                self._awake[owner] = None
+
+    def _drop(self, stream: _Stream, name: str) -> bool:
+        consumer = stream.consumers.pop(name, None)
+        if consumer is None:
+            return False
+        consumer.end()
+        self._timers.forget(consumer)
+        self._awake.pop(consumer, None)
+        del self._homes[consumer]
+        return True
 
     def _store(self, now: float, stream: _Stream, subject: str, payload: bytes, headers: Mapping[str, str]) -> PubAck:
         due = None
@@ -322,6 +341,9 @@ class JetStreamModel:
             return ack
         if due is not None:
             stream.model.schedules[subject] = due
+            self._timers.wake(stream, due)
+        if stream.model.config.max_age:
+            self._timers.wake(stream, stream.model.next_expiry())
         tokens = subject.split(".")
         for consumer in stream.consumers.values():
             if consumer.matches(tokens):
@@ -329,16 +351,12 @@ class JetStreamModel:
                 self._awake[consumer] = None
         return ack
 
-    def _fire_schedules(self, now: float) -> None:
-        for stream in self._streams.values():
-            schedules = stream.model.schedules
-            for subject in sorted(
-                (each for each in schedules if schedules[each] <= now), key=lambda each: schedules[each]
-            ):
-                message = stream.model.last(subject)
-                del schedules[subject]
-                if message is not None:
-                    self._fire(now, stream, message)
+    def _fire_schedules(self, now: float, stream: _Stream) -> None:
+        schedules = stream.model.schedules
+        due = [subject for subject in schedules if schedules[subject] <= now]
+        waiting = [message for subject in due if (message := stream.model.last(subject)) is not None]
+        for message in sorted(waiting, key=lambda each: each.sequence):
+            self._fire(now, stream, message)
 
     def _fire(self, now: float, stream: _Stream, message: StoredMessage) -> None:
         target = message.headers[SCHEDULE_TARGET_HEADER]

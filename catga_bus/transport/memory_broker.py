@@ -10,6 +10,7 @@ other by address, as they do through a server.
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import threading
 from collections import deque
@@ -17,12 +18,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
-from catga_bus.errors import (
-    ConfigurationError,
-    DisconnectedError,
-    Outcome,
-)
+from catga_bus.clock import monotonic
+from catga_bus.errors import ConfigurationError, DisconnectedError, Outcome
 from catga_bus.transport.base import Sink, TransportEvents
+from catga_bus.transport.memory_jetstream import MemoryJetStream
 from catga_bus.transport.subjects import covers
 from catga_bus.wire import NO_RESPONDERS, STATUS_HEADER
 
@@ -224,6 +223,15 @@ class MemoryBroker:
         # Follows from `_exact` and `_patterns`: emptied whenever one of them changes.
         self._is_up = True
         self._is_stalled = False
+        self.jetstream = MemoryJetStream(self._send, self._hears)
+        """What is stored here. Its `is_on` may be set; the rest is called with the lock held."""
+
+        self._here: asyncio.AbstractEventLoop | None = None
+        # The loop of the thread that is in `accept`, for what JetStream sends meanwhile.
+
+        self._timer_loop: asyncio.AbstractEventLoop | None = None
+        self._timer_at = math.inf
+        # One timer for JetStream, on the loop of some connection; it is never cancelled, only moved forward.
 
     @property
     def url(self) -> str:
@@ -254,6 +262,7 @@ class MemoryBroker:
                 return
             self._is_up = False
             self._is_stalled = False
+            self.jetstream.model.restart()
             for link in self._links:
                 link.lose()
                 link.call(link.tell_lost, reason)
@@ -270,6 +279,7 @@ class MemoryBroker:
             for link in self._links:
                 link.is_connected = True
                 link.call(link.tell_back)
+            self._arm(None)
 
     def stall(self) -> None:
         """Read nothing more, as a frozen server: what is published waits with its publisher."""
@@ -287,6 +297,7 @@ class MemoryBroker:
                     self._route(link, *link.waiting.popleft(), here=None)
                 link.waiting_bytes = 0
                 link.call(link.changed.set)
+            self._arm(None)
 
     def attach(self, link: Link) -> None:
         """Take a connection.
@@ -347,20 +358,31 @@ class MemoryBroker:
                 link.waiting.append((message, size))
                 link.waiting_bytes += size
             else:
+                self._here = link.loop
                 self._route(link, message, size, link.loop)
+                self._here = None
+                self._arm(link.loop)
+
+    def _tick(self) -> None:
+        with self.lock:
+            self._timer_at = math.inf
+            if self._is_up and not self._is_stalled:
+                self.jetstream.run()
+                self._arm(None)
 
     # What follows is called with the lock held. `here` is the event loop of the calling thread, if
     # it has to be one.
 
     def _route(self, origin: Link, message: _Message, size: int, here: asyncio.AbstractEventLoop | None) -> None:
-        subject, _, reply, _ = message
+        subject, payload, reply, headers = message
         plain, groups = self._routes.get(subject) or self._find_route(subject)
         for subscription in plain:
             self._enqueue(subscription, message, size, here)
         for members in groups:
             chosen = members[int(origin.rng.random() * len(members))]
             self._enqueue(chosen, message, size, here)
-        if reply and not plain and not groups:
+        is_stored = self.jetstream.accept(subject, payload, reply, headers)
+        if reply and not is_stored and not plain and not groups:
             self._answer_nobody(origin, reply, here)
 
     def _answer_nobody(self, origin: Link, reply: str, here: asyncio.AbstractEventLoop | None) -> None:
@@ -369,6 +391,36 @@ class MemoryBroker:
         for subscription in (self._routes.get(reply) or self._find_route(reply)).plain:
             if subscription.link is origin:
                 self._enqueue(subscription, (reply, b"", "", _NO_RESPONDERS_HEADERS), 0, here)
+                return
+
+    def _send(self, to: str, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        """Send what JetStream answers or delivers: to those who listen to `to`, under another subject."""
+        size = len(payload)
+        plain, groups = self._routes.get(to) or self._find_route(to)
+        for subscription in (*plain, *(members[0] for members in groups)):
+            self._enqueue(subscription, (subject, payload, reply, headers), size, self._here)
+
+    def _hears(self, subject: str) -> bool:
+        plain, groups = self._routes.get(subject) or self._find_route(subject)
+        return bool(plain or groups)
+
+    def _arm(self, here: asyncio.AbstractEventLoop | None) -> None:
+        """Have JetStream looked at when it has something to do by itself."""
+        delay = self.jetstream.seconds_to_next()
+        if delay == math.inf:
+            return
+        instant = monotonic() + delay
+        if self._timer_loop is not None and self._timer_loop.is_closed():
+            self._timer_at = math.inf
+        if instant >= self._timer_at:
+            return
+        for loop in (link.loop for link in self._links):
+            with contextlib.suppress(RuntimeError):
+                if loop is here:
+                    loop.call_later(delay, self._tick)
+                else:
+                    loop.call_soon_threadsafe(loop.call_later, delay, self._tick)
+                self._timer_loop, self._timer_at = loop, instant
                 return
 
     def _find_route(self, subject: str) -> _Route:

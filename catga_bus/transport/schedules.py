@@ -1,10 +1,11 @@
 """Delayed messages as nats-server 2.12 keeps them: what their headers mean, and the message that comes of them."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from catga_bus.transport.jetstream import MSG_ID_HEADER, JetStreamRefusedError
+from catga_bus.transport.jetstream_json import to_rfc3339
 
 SCHEDULE_HEADER: Final = "Nats-Schedule"
 """When: `@at ` and an instant as RFC 3339 writes it. The server's other patterns (cron, intervals) are not ours."""
@@ -28,7 +29,7 @@ def schedule_at(instant: float) -> str:
         >>> schedule_at(0.25)
         '@at 1970-01-01T00:00:00.250000Z'
     """
-    return _AT + datetime.fromtimestamp(instant, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return _AT + to_rfc3339(instant)
 
 
 def due_at(headers: Mapping[str, str], subject: str) -> float:

@@ -97,6 +97,9 @@ class StreamModel:
 
     def __init__(self, config: StreamConfig, on_removed: Removed = lambda _: None) -> None:
         self.config = config
+        self.patterns = _tokens(config)
+        """Its subjects, cut into tokens."""
+
         self.last_sequence = max(config.first_sequence, 1) - 1
         self.bytes = 0
         self.schedules: dict[str, float] = {}
@@ -109,11 +112,6 @@ class StreamModel:
         self._ids: dict[str, tuple[int, float]] = {}
 
     # Looking.
-
-    @property
-    def patterns(self) -> list[list[str]]:
-        """Its subjects, cut into tokens."""
-        return [subject.split(".") for subject in self.config.subjects]
 
     @property
     def first_sequence(self) -> int:
@@ -231,6 +229,7 @@ class StreamModel:
     def update(self, config: StreamConfig) -> None:
         """Take another configuration, and let go what exceeds its limits."""
         self.config = config
+        self.patterns = _tokens(config)
         for subject in list(self._subjects):
             self._keep_limits(subject)
 
@@ -307,3 +306,7 @@ class StreamModel:
         if self.config.storage == "memory":
             return size + _MEMORY_BYTES
         return size + _FILE_BYTES + (_FILE_HEADER_BYTES if headers else 0)
+
+
+def _tokens(config: StreamConfig) -> list[list[str]]:
+    return [subject.split(".") for subject in config.subjects]

@@ -7,7 +7,11 @@ from importlib.util import find_spec
 import pytest
 
 # So that a failed assertion of the suite shows its values.
-pytest.register_assert_rewrite("catga_bus.testing.transport_contract", "catga_bus.testing.discovery_contract")
+pytest.register_assert_rewrite(
+    "catga_bus.testing.transport_contract",
+    "catga_bus.testing.discovery_contract",
+    "catga_bus.testing.jetstream_contract",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,40 +1,12 @@
 """Both carriers keep the promises of `catga_bus.transport.base`."""
 
-import secrets
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from catga_bus.testing import Carrier, TransportContract, broker_of
-from catga_bus.transport.base import ConnectionOptions, Transport, TransportEvents
-from catga_bus.transport.memory import MemoryTransport
-from catga_bus.transport.nats_core import NatsTransport
+from catga_bus.testing import Carrier, TransportContract
+from tests.contract.carriers import MemoryCarrier, NatsCarrier
 from tests.servers import NatsServer
-
-
-class MemoryCarrier(Carrier):
-    can_stall = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = f"contract-{secrets.token_hex(4)}"
-
-    def make(self, events: TransportEvents, **options: Any) -> Transport:
-        urls = (f"memory://{self.name}",)
-        return MemoryTransport(ConnectionOptions(urls=urls, **options), events)
-
-    async def cut(self) -> None:
-        broker_of(self.name).cut()
-
-    async def heal(self) -> None:
-        broker_of(self.name).heal()
-
-    async def stall(self) -> None:
-        broker_of(self.name).stall()
-
-    async def resume(self) -> None:
-        broker_of(self.name).resume()
 
 
 class TestMemoryTransport(TransportContract):
@@ -42,30 +14,6 @@ class TestMemoryTransport(TransportContract):
     async def carrier(self) -> AsyncIterator[Carrier]:
         async with MemoryCarrier() as carrier:
             yield carrier
-
-
-class NatsCarrier(Carrier):
-    can_stall = True
-
-    def __init__(self, server: NatsServer) -> None:
-        super().__init__()
-        self._server = server
-
-    def make(self, events: TransportEvents, **options: Any) -> Transport:
-        urls = (self._server.url,)
-        return NatsTransport(ConnectionOptions(urls=urls, reconnect_delay=0.02, **options), events)
-
-    async def cut(self) -> None:
-        self._server.kill()
-
-    async def heal(self) -> None:
-        self._server.start()
-
-    async def stall(self) -> None:
-        self._server.freeze()
-
-    async def resume(self) -> None:
-        self._server.thaw()
 
 
 @pytest.mark.nats
