@@ -9,7 +9,7 @@ which also checks the fence.
     await unit.commit(result)                                # after the handler; FencedError: drop it all
     await unit.rollback()                                    # the handler failed
 
-Stores are SQLite and memory; `catga_bus.testing` has the contract suite that both pass. `inboxes.open_inbox` makes one
+Stores are SQLite and memory; `catga_bus.testing` has the contract suite that both pass. `inboxes.make_inbox` makes one
 from an address.
 
 Decided: `find` saves an execution and `commit` is the judge. A message that another node did after it was looked for is
