@@ -245,7 +245,7 @@ class Next(Enum):
     """It is not stored and will not be: the stream is full."""
 
     REFUSED = auto()
-    """It will not be stored, for another reason; an earlier attempt may have stored it."""
+    """It is not stored and will not be, for another reason."""
 
     TOO_LARGE = auto()
     """It is not stored and will not be: the server takes no such size."""
@@ -272,7 +272,8 @@ def after_failure(
 ) -> Next:
     """Decide what follows from an attempt that has not stored a record.
 
-    That the stream is full is believed of a record that may be stored, too: the server looks for duplicates first.
+    A refusal is final only for a record that cannot be stored already: an earlier attempt may lie in a buffer on the way,
+    and arrive when the reason for the refusal has gone. Then the same record is written again.
 
     Args:
         record: The record; `attempts` and `written_at` are brought up to date.
@@ -281,20 +282,23 @@ def after_failure(
         now: The present instant.
         window: Seconds for which the stream recognises duplicates.
     """
-    if isinstance(error, JetStreamRefusedError):
-        if error.code == _TOO_LARGE:
-            return Next.TOO_LARGE
-        if error.code == ApiError.STREAM_STORE_FAILED and _FULL_WORDS in error.text:
-            return Next.FULL
-        if error.code not in _NOT_NOW:
-            return Next.REFUSED
-    elif not isinstance(error, JetStreamUnreachedError):
-        if not record.attempts:
-            record.written_at = began
-        record.attempts += 1
     if not record.attempts:
-        return Next.ANEW
+        if isinstance(error, JetStreamRefusedError):
+            return _after_refusal(error)
+        if isinstance(error, JetStreamUnreachedError):
+            return Next.ANEW
+        record.written_at = began
+    if not isinstance(error, JetStreamUnreachedError | JetStreamRefusedError):
+        record.attempts += 1
     return Next.AGAIN if now < record.written_at + window - WINDOW_MARGIN else Next.GIVE_UP
+
+
+def _after_refusal(error: JetStreamRefusedError) -> Next:
+    if error.code == _TOO_LARGE:
+        return Next.TOO_LARGE
+    if error.code == ApiError.STREAM_STORE_FAILED and _FULL_WORDS in error.text:
+        return Next.FULL
+    return Next.ANEW if error.code in _NOT_NOW else Next.REFUSED
 
 
 def pause_after(failures: int, rng: random.Random) -> float:

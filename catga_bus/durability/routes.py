@@ -17,7 +17,14 @@ import msgspec
 from catga_bus.clock import Clock
 from catga_bus.errors import ConfigurationError
 from catga_bus.partition.hashing import MAX_PARTITIONS
-from catga_bus.transport.jetstream import JetStream, JetStreamRefusedError, JetStreamUnknownError, StreamConfig
+from catga_bus.transport.base import Subscription, Transport
+from catga_bus.transport.jetstream import (
+    JetStream,
+    JetStreamRefusedError,
+    JetStreamUnknownError,
+    StoredMessage,
+    StreamConfig,
+)
 from catga_bus.wire import Names, token
 
 log = logging.getLogger("catga_bus.durability")
@@ -38,6 +45,7 @@ PARTITIONS_KEY = "catga.partitions"
 """Where a stream's metadata say how many partitions it has."""
 
 _MAX_ENTRIES = 4_096
+_HINT_SECONDS = 0.1
 _PAUSE_SECONDS = 0.1  # between two attempts to read a route from a bucket that has no leader
 
 
@@ -56,7 +64,6 @@ class Route(msgspec.Struct, frozen=True):
     """Hash of what the bodies look like."""
 
 
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Route).decode
 
 
@@ -113,6 +120,7 @@ class Routes:
         self._log_stream = names.event_stream()
         self._clock = clock
         self._cached: dict[str, Cached] = {}
+        self._subscription: Subscription | None = None
 
     def known(self, type_name: str, now: float) -> Route | None:
         """Return a route that needs no reading; None if it has to be found."""
@@ -162,21 +170,35 @@ class Routes:
         if cached is not None and cached.read_at > -math.inf:
             cached.read_at = self._clock() - STALE_SECONDS - 1.0
 
+    async def listen(self, transport: Transport) -> None:
+        """Hear of changes at once instead of within `STALE_SECONDS`. Only a hint: it does not matter if it is lost."""
+        self._subscription = await transport.subscribe(f"$KV.{self._bucket}.*", self._on_change)
+
+    def _on_change(self, subject: str, _: bytes, __: str, ___: object) -> None:
+        key = subject.rpartition(".")[2]
+        for name, cached in self._cached.items():
+            if cached.reading is None and token(name) == key:
+                # The hint comes before the change is stored.
+                cached.reading = asyncio.create_task(self._read(name, cached, _HINT_SECONDS))
+
     async def close(self) -> None:
         """End what is being read."""
+        if self._subscription is not None:
+            await self._subscription.close()
         tasks = [cached.reading for cached in self._cached.values() if cached.reading is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, type_name: str, cached: Cached) -> None:
+    async def _read(self, type_name: str, cached: Cached, delay: float = 0.0) -> None:
         try:
+            await asyncio.sleep(delay)
             while True:
                 try:
                     if type_name == EVENT_LOG:
                         cached.route = await self._read_log()
                     else:
-                        cached.route = (await read_revision(self._jetstream, self._bucket, type_name))[0]
+                        cached.route = await read_route(self._jetstream, self._bucket, type_name)
                 except JetStreamUnknownError:
                     if cached.route is not None:
                         return  # the bucket has no leader: what was known has to do
@@ -213,19 +235,27 @@ def partitions_in(config: StreamConfig) -> int:
     return int(text)
 
 
-async def read_revision(jetstream: JetStream, bucket: str, type_name: str) -> tuple[Route | None, int]:
-    """Return a route and the revision that a writer has to expect; 0 if there never was one."""
+def decode_route(message: StoredMessage) -> Route | None:
+    """Return the route in an entry of the bucket; None if it was deleted or cannot be read."""
+    if not message.payload or message.headers.get("KV-Operation"):
+        return None
+    try:
+        return _decode(message.payload)
+    except msgspec.MsgspecError as error:
+        log.warning("the route on %s cannot be read: %s", message.subject, error)
+        return None
+
+
+async def read_route(jetstream: JetStream, bucket: str, type_name: str) -> Route | None:
+    """Return a route as the leader of the bucket has it, or None.
+
+    Raises:
+        JetStreamUnknownError: It could not be read.
+    """
     try:
         message = await jetstream.last_message(f"KV_{bucket}", f"$KV.{bucket}.{token(type_name)}")
     except JetStreamRefusedError:
-        return None, 0  # there is no such bucket: nobody handles anything
-    if message is None:
-        return None, 0
-    if not message.payload or message.headers.get("KV-Operation"):
-        return None, message.sequence
-    try:
-        route = _decode(message.payload)
-    except msgspec.MsgspecError as error:
-        log.warning("the route of %s in the bucket %s cannot be read: %s", type_name, bucket, error)
-        return None, message.sequence
-    return (route if route.type == type_name else None), message.sequence
+        return None  # there is no such bucket: nobody handles anything
+    route = None if message is None else decode_route(message)
+    # Long names are hashed: another type may have the same token.
+    return route if route is not None and route.type == type_name else None

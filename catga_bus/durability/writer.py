@@ -283,7 +283,7 @@ class Writer:
         elif what is Next.TOO_LARGE:
             self._refuse(line, Code.TOO_LARGE, f"the stream {line.stream} takes no such size: {error}")
         elif what is Next.FULL:
-            self._refuse(line, Code.OVERLOADED, f"the stream {line.stream} is full: {error}", is_certain=True)
+            self._refuse(line, Code.OVERLOADED, f"the stream {line.stream} is full: {error}")
         else:
             self._refuse(line, Code.OVERLOADED, f"the stream {line.stream} has refused it: {error}")
 
@@ -318,12 +318,12 @@ class Writer:
         _fail(record.postings, Code.TIMEOUT, Outcome.UNKNOWN, text)
         self._fail_waiting(line, Code.TIMEOUT, f"the stream {line.stream} has not answered for {self._window:g} s")
 
-    def _refuse(self, line: Line, code: Code, text: str, *, is_certain: bool = False) -> None:
+    def _refuse(self, line: Line, code: Code, text: str) -> None:
         record = line.settle()
         line.failures = 0
         self._refused += len(record.postings)
         self._room.give(line, len(record.postings), record.size)
-        outcome = Outcome.UNKNOWN if record.attempts and not is_certain else Outcome.NOT_RUN
+        outcome = Outcome.UNKNOWN if record.attempts else Outcome.NOT_RUN
         _fail(record.postings, code, outcome, text)
 
     def _fail_waiting(self, line: Line, code: Code, text: str) -> None:
