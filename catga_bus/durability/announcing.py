@@ -217,8 +217,8 @@ class Announcer:
             await self._put(route.type, _encode(route), {})
             self._said.add(route.type)
             log.warning(
-                "%s has other fields here than where its route was written; that is fine if one of them is newer and its "
-                "new fields have defaults",
+                "%s has other fields here than where its route was written; that is fine if one of them is newer and "
+                "its new fields have defaults",
                 route.type,
             )
 

@@ -272,8 +272,8 @@ def after_failure(
 ) -> Next:
     """Decide what follows from an attempt that has not stored a record.
 
-    A refusal is final only for a record that cannot be stored already: an earlier attempt may lie in a buffer on the way,
-    and arrive when the reason for the refusal has gone. Then the same record is written again.
+    A refusal is final only for a record that cannot be stored already: an earlier attempt may lie in a buffer on the
+    way, and arrive when the reason for the refusal has gone. Then the same record is written again.
 
     Args:
         record: The record; `attempts` and `written_at` are brought up to date.

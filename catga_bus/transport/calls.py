@@ -8,7 +8,7 @@ from typing import TypeAlias
 from catga_bus.clock import Clock
 from catga_bus.errors import DisconnectedError
 from catga_bus.transport.base import Subscription, Transport
-from catga_bus.transport.jetstream import JetStreamUnknownError
+from catga_bus.transport.jetstream import JetStreamUnknownError, JetStreamUnreachedError
 from catga_bus.wire import NO_RESPONDERS, STATUS_HEADER
 
 _Outcome: TypeAlias = bytes | JetStreamUnknownError | None
@@ -66,7 +66,8 @@ class Calls:
         """Return the payload of the first answer, or None if the server says that nobody listens.
 
         Raises:
-            JetStreamUnknownError: There is no connection, it was lost, or `timeout` seconds passed.
+            JetStreamUnreachedError: There is no connection.
+            JetStreamUnknownError: It was lost, or `timeout` seconds passed.
             TooLargeError: The server does not take a message of this size.
             ConfigurationError: The subject or a header cannot be sent.
         """
@@ -77,7 +78,7 @@ class Calls:
         try:
             self._transport.publish(subject, payload, reply=self._root + token, headers=headers)
         except DisconnectedError as error:
-            raise JetStreamUnknownError(f"{subject}: {error.message}") from error
+            raise JetStreamUnreachedError(f"{subject}: {error.message}") from error
         deadline = self._clock() + timeout
         answered: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
         self._pending[token] = _Call(subject, answered, deadline)
@@ -115,7 +116,7 @@ class Calls:
                 try:
                     self._subscription = await self._transport.subscribe(self._root + "*", self._on_answer)
                 except DisconnectedError as error:
-                    raise JetStreamUnknownError(error.message) from error
+                    raise JetStreamUnreachedError(error.message) from error
                 self._is_open = True
 
     def _on_answer(self, subject: str, payload: bytes, _: str, headers: Mapping[str, str] | None) -> None:

@@ -299,6 +299,7 @@ class JetStream(Protocol):
 
         Raises:
             JetStreamRefusedError: The stream is full, or the last sequence is another (`WRONG_LAST_SEQUENCE`).
+            JetStreamUnreachedError: There is no connection, or no stream takes it for now.
             TooLargeError: Payload and headers exceed what the server takes.
         """
         ...

@@ -17,6 +17,7 @@ from catga_bus.transport.jetstream import (
     JetStreamError,
     JetStreamRefusedError,
     JetStreamUnknownError,
+    JetStreamUnreachedError,
     MessageSink,
     PubAck,
     StatusSink,
@@ -159,7 +160,7 @@ class NatsJetStream:
         every = publish_headers(message_id, expected_last, headers)
         answer = await self._calls.ask(subject, payload, timeout, every)
         if answer is None:
-            raise JetStreamUnknownError(f"{subject}: no stream stores it, or the stream has no leader")
+            raise JetStreamUnreachedError(f"{subject}: no stream stores it, or the stream has no leader")
         try:
             ack = _decode_pub_answer(answer)
         except msgspec.MsgspecError:
