@@ -5,16 +5,18 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from catga_bus.bus import Bus
 from catga_bus.cluster.records import NodeInfo, NodeStatus
+from catga_bus.context import Key
 from catga_bus.errors import BusStateError
 from catga_bus.health import Health
 from catga_bus.messages import Command, Event, Request
 from catga_bus.node import BusStatistics
-from catga_bus.result import Err, Ok
+from catga_bus.result import Err, Ok, Stored
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -105,13 +107,26 @@ class BlockingBus:
         timeout: float | None = None,
         node: str | None = None,
         where: Callable[[NodeInfo], bool] | None = None,
+        key: Key | None = None,
     ) -> Ok[R] | Err:
         """Send as `Bus.send` does, and wait for the result."""
-        return self._wait(self.bus.send(request, timeout=timeout, node=node, where=where))
+        return self._wait(self.bus.send(request, timeout=timeout, node=node, where=where, key=key))
 
-    def publish(self, event: Event) -> None:
+    def enqueue(
+        self,
+        command: Command[Any],
+        *,
+        key: Key | None = None,
+        timeout: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> Stored:
+        """Have a command stored as `Bus.enqueue` does, and wait until it is."""
+        return self._wait(self.bus.enqueue(command, key=key, timeout=timeout, delay=delay, at=at))
+
+    def publish(self, event: Event, *, key: Key | None = None, timeout: float | None = None) -> Stored | None:
         """Publish as `Bus.publish` does."""
-        self._wait(self.bus.publish(event))
+        return self._wait(self.bus.publish(event, key=key, timeout=timeout))
 
     def broadcast(self, event: Event) -> None:
         """Broadcast as `Bus.broadcast` does."""

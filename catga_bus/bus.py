@@ -5,16 +5,19 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from catga_bus.calling import Calling, after_a_turn, as_err
+from catga_bus.calling import Calling, after_a_turn, as_err, key_of_request
 from catga_bus.clock import Clock, monotonic
 from catga_bus.cluster.beats import Identity, check_identity
 from catga_bus.cluster.discovery import NodeDiscovery
 from catga_bus.cluster.records import NodeChange, NodeInfo, NodeStatus
 from catga_bus.config import BusConfig, check_name, check_text, checked_config, checked_metadata, server_urls
-from catga_bus.context import Context
+from catga_bus.context import Context, Key
+from catga_bus.durability.inbox import Inbox
+from catga_bus.durability.inboxes import make_inbox
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import (
     BusStateError,
@@ -68,6 +71,9 @@ class Bus(Router):
         namespace: First token of all subjects.
         config: Options as one value; keywords go over it.
         discovery: How the node hears of others and is heard of; over the connection when None. For one bus only.
+        inbox: Where it is written down which commands and durable events are done, so that their effects happen once:
+            `sqlite:///path` (all nodes of the service on one host share the file), `memory://`, or a store. None:
+            they happen at least once.
         **options: The fields of `BusConfig`.
 
     Raises:
@@ -87,6 +93,7 @@ class Bus(Router):
         namespace: str | None = None,
         config: BusConfig | None = None,
         discovery: NodeDiscovery | None = None,
+        inbox: str | Inbox | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -107,6 +114,8 @@ class Bus(Router):
                 check_text(name, value)
         self._zone, self._region = zone, region
         self._discovery = discovery
+        self._inbox = None if inbox is None else make_inbox(inbox)
+        self._is_inbox_open = False
         self._clock: Clock = monotonic
         self._state = BusState.NEW
         self._pid = os.getpid()
@@ -188,21 +197,32 @@ class Bus(Router):
             raise BusStateError(f"{self!r} was closed while it started; make a new one")
 
     def _identity(self) -> Identity:
-        types = tuple(entry.type_name for entry in self._collected.registry.requests())
-        return Identity(self.service, self.node_id, self.version, self._metadata, self._zone, self._region, types)
+        registry = self._collected.registry
+        commands = tuple(entry.type_name for entry in registry.commands())
+        return Identity(
+            service=self.service,
+            id=self.node_id,
+            version=self.version,
+            metadata=self._metadata,
+            zone=self._zone,
+            region=self._region,
+            types=tuple(entry.type_name for entry in registry.requests()),
+            commands=commands,
+            events=tuple(entry.type_name for entry in registry.events() if entry.options.durable),
+            store="" if self._inbox is None else self._inbox.store_id,
+            partition_count=self.config.partitions if commands else 0,
+        )
 
     def _check_registrations(self) -> None:
         check_identity(self._identity())
-        for entry in self._collected.registry.commands():
-            raise ConfigurationError(
-                f"{entry.handlers[0].name} handles the command {entry.type_name}, and this version stores no commands "
-                f"yet; make it a Request"
-            )
 
     async def _start(self) -> None:
         if self._is_id_drawn and self._pid != os.getpid():
             self.node_id = new_node_id(self.service)  # its siblings were made with the same one
         self._pid = os.getpid()
+        if self._inbox is not None:
+            await self._inbox.open()
+            self._is_inbox_open = True
         transport = await self._connect()
         self._node = self._connection.node = here = Node(
             self._identity(),
@@ -213,6 +233,7 @@ class Bus(Router):
             self._clock,
             urls=self._urls_in_use,
             discovery=self._discovery,
+            inbox=self._inbox,
         )
         await here.start()
         await transport.flush(self.config.connect_timeout)
@@ -315,6 +336,8 @@ class Bus(Router):
             stack.callback(self._closed.set)
             if self._server is not None:
                 stack.push_async_callback(self._server.stop)
+            if self._inbox is not None and self._is_inbox_open:
+                stack.push_async_callback(self._inbox.close)
             if self._transport is not None:
                 stack.push_async_callback(self._transport.close)
             self._connection.up.set()  # who waits for a connection finds none
@@ -392,30 +415,39 @@ class Bus(Router):
         timeout: float | None = None,
         node: str | None = None,
         where: Callable[[NodeInfo], bool] | None = None,
+        key: Key | None = None,
     ) -> Ok[R] | Err:
-        """Send a request to one node that handles it, and wait for the result.
+        """Send a request to one node that handles it, or a command to its service, and wait for the result.
 
         What goes wrong on the way is an `Err`: `NO_HANDLER` when nobody listens, `OVERLOADED` when every node asked is
         full, `TIMEOUT` at the deadline, `DISCONNECTED` when there is no server until then, `INVALID_MESSAGE` and
         `TOO_LARGE` for the message itself. Its `outcome` says whether the handler may have run. A request may run twice
         when its answer was lost, unless its class says `idempotent=False`. Cancelling the call leaves nothing behind.
 
+        A command is stored first. Then it will be handled even if this call ends before, by time-out or by
+        cancellation: `DEAD_LETTERED` says that all attempts have failed. A `TIMEOUT` whose `details` say where the
+        command is stored means that it waits or runs.
+
         Args:
             request: The message.
             timeout: Seconds until the deadline; `send_timeout` when None. Above 0.
             node: The id of the one node to ask, or None for any. One that is dead, or that is not known within a
-                heartbeat interval, is `NO_HANDLER`.
+                heartbeat interval, is `NO_HANDLER`. Requests only.
             where: Which nodes may be asked, given what is known of each: `lambda node: node.zone == "eu-1"`. One of
-                two that are live, ready and fit is taken, the less loaded; without any it is `NO_HANDLER`.
+                two that are live, ready and fit is taken, the less loaded; without any it is `NO_HANDLER`. Requests
+                only.
+            key: Commands: goes over the field that `partition_by` names.
 
         Raises:
             BusStateError: The bus is not started, closed, or was started before a fork.
-            ConfigurationError: The message is no request, or a command, which this version cannot carry; or `where`
-                raised, or `node` is given as well.
+            ConfigurationError: The message is no request or command; or `where` raised, or `node` is given as well, or
+                one of them for a command, or `key` for a request.
             PermissionDeniedError: The server refuses the subject to this user.
         """
-        if node is not None or where is not None or self._calling.has_middleware:
-            return await self._calling.send(request, timeout, node, where)
+        if node is not None or where is not None or self._calling.has_middleware or isinstance(request, Command):
+            return await self._calling.send(request, timeout, node, where, key)
+        if key is not None:
+            raise key_of_request(request)
         here = self._node
         if here is None or self._pid != os.getpid():
             here = self._open()
@@ -433,26 +465,66 @@ class Bus(Router):
             here.caller.forget(call)
             raise
 
-    async def publish(self, event: Event) -> None:
-        """Send an event of a class with `durable=False` to one node of every service that handles it and is up.
+    async def enqueue(
+        self,
+        command: Command[Any],
+        *,
+        key: Key | None = None,
+        timeout: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> Stored:
+        """Have a command stored: it will be handled, in order with all others of its key.
 
-        It returns when the event is handed to the connection: at most once is the promise.
+        While the outcome is unknown (a server restarts, a leader is elected) the same record is written again until the
+        deadline, and stored once.
+
+        Args:
+            command: The message.
+            key: Goes over the field that `partition_by` names; without both the command is its own key.
+            timeout: Seconds until acceptance is given up; `store_timeout` when None.
+            delay: Seconds after which it is to be handled, at least. Needs a server from 2.12 on.
+            at: When it is to be handled, with a time zone; instead of `delay`.
 
         Raises:
+            CallError: It was not accepted, or nobody knows: `outcome` says which. `OVERLOADED`: the work queue is full.
+                `NO_HANDLER`: no service handles it. `TIMEOUT`: unknown whether it is stored.
             BusStateError: The bus is not started, closed, or was started before a fork.
-            ConfigurationError: The class is durable: this version stores no events yet.
-            DisconnectedError: There is no connection.
-            InvalidMessageError: A field holds what MessagePack cannot carry.
-            TooLargeError: The event exceeds what the server takes.
+            ConfigurationError: The message is no command, or its time cannot be; or the server cannot delay.
         """
-        await self._calling.fire("publish", event)
+        stored = await self._calling.store(
+            "enqueue", command, key=key, timeout=timeout, due_utc=self._calling.due(delay, at)
+        )
+        assert stored is not None
+        return stored
+
+    async def publish(self, event: Event, *, key: Key | None = None, timeout: float | None = None) -> Stored | None:
+        """Tell every service that handles an event, those that are down included: it is stored, in order per key.
+
+        An event of a class with `durable=False` goes to one node of every service that is up, at most once, and is not
+        stored.
+
+        Args:
+            event: The message.
+            key: Goes over the field that `partition_by` names; without both the event is its own key. Durable events.
+            timeout: Seconds until acceptance is given up; `store_timeout` when None. Durable events.
+
+        Returns:
+            Where it is stored; None for a class with `durable=False`.
+
+        Raises:
+            CallError: As for `enqueue`. `DISCONNECTED` for what is not stored: there is no connection.
+            BusStateError: The bus is not started, closed, or was started before a fork.
+            ConfigurationError: The message is no event; or `key` or `timeout` is given for one that is not stored.
+        """
+        return await self._calling.store("publish", event, key=key, timeout=timeout)
 
     async def broadcast(self, event: Event) -> None:
         """Send an event to every live node that handles it, at most once, in order per sender and handler.
 
         Raises as `publish` does; durable classes may be broadcast, too.
         """
-        await self._calling.fire("broadcast", event)
+        await self._calling.store("broadcast", event)
 
     @property
     def node(self) -> NodeInfo:
@@ -553,23 +625,35 @@ class Bus(Router):
         timeout: float | None,
         node: str | None,
         where: Callable[[NodeInfo], bool] | None,
+        key: Key | None,
     ) -> Ok[R] | Err:
         """Send on behalf of a handler: `Context.send` calls this."""
-        return await self._calling.send(request, timeout, node, where, parent)
+        return await self._calling.send(request, timeout, node, where, key, parent)
 
     async def enqueue_from(
-        self, parent: Context, command: Command[Any], key: str | None, timeout: float | None
+        self,
+        parent: Context,
+        command: Command[Any],
+        key: Key | None,
+        timeout: float | None,
+        delay: float | None,
+        at: datetime | None,
     ) -> Stored:
         """Have a command stored on behalf of a handler: `Context.enqueue` calls this."""
-        raise ConfigurationError(f"{type(command).__name__} is a command, and this version stores no commands yet")
+        due_utc = self._calling.due(delay, at)
+        stored = await self._calling.store("enqueue", command, key=key, timeout=timeout, due_utc=due_utc, parent=parent)
+        assert stored is not None
+        return stored
 
-    async def publish_from(self, parent: Context, event: Event) -> None:
+    async def publish_from(
+        self, parent: Context, event: Event, key: Key | None, timeout: float | None
+    ) -> Stored | None:
         """Publish on behalf of a handler: `Context.publish` calls this."""
-        await self._calling.fire("publish", event, parent)
+        return await self._calling.store("publish", event, key=key, timeout=timeout, parent=parent)
 
     async def broadcast_from(self, parent: Context, event: Event) -> None:
         """Broadcast on behalf of a handler: `Context.broadcast` calls this."""
-        await self._calling.fire("broadcast", event, parent)
+        await self._calling.store("broadcast", event, parent=parent)
 
     # -- checks --------------------------------------------------------------------------------------------
 

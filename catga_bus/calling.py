@@ -6,19 +6,21 @@ checked -> outbound middleware -> deadline, trace, id -> request lane | durable 
 import asyncio
 import contextlib
 import functools
+import math
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Literal
 
-from catga_bus.clock import Clock, monotonic
+from catga_bus.clock import Clock, monotonic, utc_now
 from catga_bus.cluster.directory import Directory
 from catga_bus.cluster.records import NodeInfo
 from catga_bus.config import BusConfig
-from catga_bus.context import Context, Outgoing
+from catga_bus.context import Context, Key, Outgoing, Where
 from catga_bus.errors import CallError, Code, ConfigurationError, Outcome
-from catga_bus.messages import Event, options_of
+from catga_bus.messages import Command, options_of
 from catga_bus.node import ConnectionEvents, Node
 from catga_bus.pipeline import OutboundMiddleware, compose
-from catga_bus.result import Err, Ok
+from catga_bus.result import Err, Ok, Stored
 
 MAX_TIMEOUT = 31_536_000
 """Seconds that a call may wait at most: a year."""
@@ -54,33 +56,50 @@ class Calling:
         self._clock = clock
         self.has_middleware = bool(outbound)
         self._send_through = compose(outbound, self._send_core) if outbound else None
-        self._fire_through = compose(outbound, self._fire_core) if outbound else None
+        self._store_through = compose(outbound, self._store_core) if outbound else None
 
     # -- requests and commands that wait for their result ----------------------------------------------------
 
     async def send(
         self,
-        request: Any,
+        message: Any,
         timeout: float | None,
         node: str | None,
-        where: Callable[[NodeInfo], bool] | None,
+        where: Where | None,
+        key: Key | None,
         parent: Context | None = None,
     ) -> Ok[Any] | Err:
         """Send a request or a command and return its result."""
         limit = self.checked_timeout(timeout)
         if parent is not None:
             limit = min(limit, parent.remaining)
+        outgoing = _Timed("send", limit, node, parent, where, key, deadline=self._clock() + limit, clock=self._clock)
         if self._send_through is None:
-            return await self._send_to(request, limit, node, where, parent)
-        outgoing = _OutgoingRequest(
-            "send", limit, node, parent, where, deadline=self._clock() + limit, clock=self._clock
-        )
-        result: Ok[Any] | Err = await self._send_through(request, outgoing)
+            return await self._send_core(message, outgoing)
+        result: Ok[Any] | Err = await self._send_through(message, outgoing)
         return result if isinstance(result, Ok) else await after_a_turn(result)
 
-    async def _send_core(self, request: Any, outgoing: "_OutgoingRequest") -> Ok[Any] | Err:
+    async def _send_core(self, message: Any, outgoing: "_Timed") -> Ok[Any] | Err:
         left = outgoing.deadline - self._clock()  # the deadline counts from the call, not from the end of middleware
-        return await self._send_to(request, left, outgoing.node, outgoing.where, outgoing.parent)
+        if isinstance(message, Command):
+            return await self._send_command(message, left, outgoing)
+        if outgoing.key is not None:
+            raise key_of_request(message)
+        return await self._send_to(message, left, outgoing.node, outgoing.where, outgoing.parent)
+
+    async def _send_command(self, command: Command[Any], limit: float, outgoing: Outgoing) -> Ok[Any] | Err:
+        if outgoing.node is not None or outgoing.where is not None:
+            raise ConfigurationError(
+                f"{type(command).__name__} is a command: the owner of its partition handles it, so node= and where= "
+                f"mean nothing; leave them out, or make it a Request"
+            )
+        here, parent = self._open(), outgoing.parent
+        try:
+            return await here.durable.send(
+                command, _id_for(here, parent), key=outgoing.key, timeout=limit, trace=_trace(here, parent)
+            )
+        except CallError as error:
+            return await after_a_turn(as_err(error))
 
     async def _send_to(
         self,
@@ -106,7 +125,7 @@ class Calling:
             limit = await here.wait_room(limit)
         try:
             choice = None if where is None else _tolerant(where)
-            call = here.call(request, here.take_id(), limit, _trace(here, parent), target, choice)
+            call = here.call(request, _id_for(here, parent), limit, _trace(here, parent), target, choice)
         except CallError as error:
             return await after_a_turn(as_err(error))
         try:
@@ -151,30 +170,77 @@ class Calling:
             text = f"no node fits where={_name_of(where)}; {directory.describe_live(name)}"
         return Err(str(Code.NO_HANDLER), text, None, Outcome.NOT_RUN, retryable=True)
 
-    # -- events ----------------------------------------------------------------------------------------------
+    # -- what is stored, and events --------------------------------------------------------------------------
 
-    async def fire(
-        self, operation: Literal["publish", "broadcast"], event: Event, parent: Context | None = None
-    ) -> None:
-        """Publish or broadcast an event."""
-        if self._fire_through is None:
-            await self._fire_now(operation, event, parent)
-            return
-        result = await self._fire_through(event, Outgoing(operation, None, None, parent))
+    async def store(
+        self,
+        operation: Literal["enqueue", "publish", "broadcast"],
+        message: Any,
+        *,
+        key: Key | None = None,
+        timeout: float | None = None,
+        due_utc: float | None = None,
+        parent: Context | None = None,
+    ) -> Stored | None:
+        """Enqueue a command, or publish or broadcast an event; return where it is stored, if it is."""
+        kind = options_of(type(message)).kind
+        if kind != ("Command" if operation == "enqueue" else "Event"):
+            raise ConfigurationError(f"{type(message).__name__} is a {kind}, which cannot be given to {operation}()")
+        limit: float | None = None
+        if operation == "enqueue" or (operation == "publish" and options_of(type(message)).durable):
+            limit = self._config.store_timeout if timeout is None else self.checked_timeout(timeout)
+        elif key is not None or timeout is not None:
+            raise ConfigurationError(
+                f"{type(message).__name__} is not stored, so key= and timeout= mean nothing; leave them out"
+            )
+        if self._store_through is None and limit is None:
+            return await self._store_now(message, Outgoing(operation, None, None, parent))
+        deadline = math.inf if limit is None else self._clock() + limit
+        outgoing = _Timed(operation, limit, None, parent, None, key, due_utc, deadline=deadline, clock=self._clock)
+        if self._store_through is None:
+            return await self._store_now(message, outgoing)
+        result = await self._store_through(message, outgoing)
         if isinstance(result, Err):
             raise result.error()
+        return result.value if isinstance(result.value, Stored) else None
 
-    async def _fire_core(self, event: Any, outgoing: Outgoing) -> Ok[Any] | Err:
+    async def _store_core(self, message: Any, outgoing: Outgoing) -> Ok[Any] | Err:
         try:
-            await self._fire_now(outgoing.operation, event, outgoing.parent)
+            return Ok(await self._store_now(message, outgoing))
         except CallError as error:
             return as_err(error)
-        return Ok(None)
 
-    async def _fire_now(self, operation: str, event: Event, parent: Context | None) -> None:
-        here = self._open()
-        fire = here.fanout.publish if operation == "publish" else here.fanout.broadcast
-        await fire(event, here.take_id(), _trace(here, parent))
+    async def _store_now(self, message: Any, outgoing: Outgoing) -> Stored | None:
+        here, parent = self._open(), outgoing.parent
+        message_id, trace = _id_for(here, parent), _trace(here, parent)
+        if outgoing.timeout is None:
+            fire = here.fanout.publish if outgoing.operation == "publish" else here.fanout.broadcast
+            await fire(message, message_id, trace)
+            return None
+        store = here.durable.enqueue if outgoing.operation == "enqueue" else here.durable.publish
+        return await store(
+            message,
+            message_id,
+            key=outgoing.key,
+            timeout=outgoing.remaining,
+            trace=trace,
+            due_utc=outgoing.due_utc,
+            effects=None if parent is None else parent.effects,
+        )
+
+    def due(self, delay: float | None, at: datetime | None) -> float | None:
+        """Return when a command is to be handled, in seconds since 1970; None for at once.
+
+        Raises:
+            ConfigurationError: Both are given, or one that cannot be.
+        """
+        if at is None:
+            return None if delay is None else utc_now().timestamp() + _checked_delay(delay)
+        if delay is not None:
+            raise ConfigurationError(f"give delay={delay!r} or at={at!r}, not both")
+        if getattr(at, "tzinfo", None) is None:
+            raise ConfigurationError(f"at must be a datetime with a time zone (datetime.now(UTC)), got {at!r}")
+        return at.timestamp()
 
     # -- checks ----------------------------------------------------------------------------------------------
 
@@ -194,8 +260,8 @@ class Calling:
         raise ConfigurationError(f"timeout must be seconds above 0, at most {MAX_TIMEOUT:,}, got {timeout!r}")
 
 
-class _OutgoingRequest(Outgoing, frozen=True):
-    """What outbound middleware is told about a request, with the instant at which its time is over."""
+class _Timed(Outgoing, frozen=True):
+    """A call with a deadline, and the instant at which its time is over."""
 
     deadline: float = 0.0
     clock: Clock = monotonic
@@ -204,6 +270,26 @@ class _OutgoingRequest(Outgoing, frozen=True):
     def remaining(self) -> float:
         """Seconds until the deadline, never below 0."""
         return max(0.0, self.deadline - self.clock())
+
+
+def _checked_delay(delay: Any) -> float:
+    is_number = isinstance(delay, int | float) and not isinstance(delay, bool)
+    if not is_number or not 0.0 <= delay <= MAX_TIMEOUT:
+        raise ConfigurationError(f"delay must be 0 to {MAX_TIMEOUT:,} seconds, got {delay!r}")
+    return float(delay)
+
+
+def key_of_request(request: Any) -> ConfigurationError:
+    """Return the error that says that requests take no key at the call."""
+    return ConfigurationError(
+        f"{type(request).__name__} is a request: its key is the field that partition_by names; leave out key="
+    )
+
+
+def _id_for(here: Node, parent: Context | None) -> str:
+    """Return a fresh id, or the one that a second execution of the same handler would give."""
+    derived = None if parent is None else parent.take_id()
+    return here.take_id() if derived is None else derived
 
 
 def _trace(here: Node, parent: Context | None) -> str | None:

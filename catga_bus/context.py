@@ -5,8 +5,11 @@ import math
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from datetime import datetime
+from enum import Enum
 from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -24,6 +27,9 @@ T = TypeVar("T")
 Where: TypeAlias = Callable[[Any], bool]
 """Which nodes may take a request: given a `NodeInfo`, whether that one may."""
 
+Key: TypeAlias = str | int | UUID | Enum
+"""What a message is about: messages of one key are handled in order, one at a time."""
+
 
 class Calls(Protocol):
     """What a context needs from its bus: calls that continue a trace and a deadline."""
@@ -35,17 +41,26 @@ class Calls(Protocol):
         timeout: float | None,
         node: str | None,
         where: Where | None,
+        key: Key | None,
     ) -> Ok[R] | Err:
-        """Send a request on behalf of a handler."""
+        """Send a request or a command on behalf of a handler."""
         ...
 
     async def enqueue_from(
-        self, parent: "Context", command: Command[Any], key: str | None, timeout: float | None
+        self,
+        parent: "Context",
+        command: Command[Any],
+        key: Key | None,
+        timeout: float | None,
+        delay: float | None,
+        at: datetime | None,
     ) -> Stored:
         """Have a command stored on behalf of a handler."""
         ...
 
-    async def publish_from(self, parent: "Context", event: Event) -> Stored | None:
+    async def publish_from(
+        self, parent: "Context", event: Event, key: Key | None, timeout: float | None
+    ) -> Stored | None:
         """Publish an event on behalf of a handler; return where it is stored, or None if its class is not durable."""
 
     async def broadcast_from(self, parent: "Context", event: Event) -> None:
@@ -163,17 +178,30 @@ class Context:
         timeout: float | None = None,
         node: str | None = None,
         where: Where | None = None,
+        key: Key | None = None,
     ) -> Ok[R] | Err:
         """Send as `Bus.send` does, continuing the trace; the timeout is cut to what is left of this deadline."""
-        return await self._calls.send_from(self, request, timeout, node, where)
+        return await self._calls.send_from(self, request, timeout, node, where, key)
 
-    async def enqueue(self, command: Command[Any], *, key: str | None = None, timeout: float | None = None) -> Stored:
-        """Have a command stored as `Bus.enqueue` does, continuing the trace."""
-        return await self._calls.enqueue_from(self, command, key, timeout)
+    async def enqueue(
+        self,
+        command: Command[Any],
+        *,
+        key: Key | None = None,
+        timeout: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> Stored:
+        """Have a command stored as `Bus.enqueue` does, continuing the trace.
 
-    async def publish(self, event: Event) -> Stored | None:
-        """Publish as `Bus.publish` does, continuing the trace."""
-        return await self._calls.publish_from(self, event)
+        In a transaction (`transaction`) it is stored with the commit, and not at all if the handler fails: what is
+        returned then has the sequence 0.
+        """
+        return await self._calls.enqueue_from(self, command, key, timeout, delay, at)
+
+    async def publish(self, event: Event, *, key: Key | None = None, timeout: float | None = None) -> Stored | None:
+        """Publish as `Bus.publish` does, continuing the trace; in a transaction as `enqueue`."""
+        return await self._calls.publish_from(self, event, key, timeout)
 
     async def broadcast(self, event: Event) -> None:
         """Broadcast as `Bus.broadcast` does, continuing the trace."""
@@ -257,17 +285,26 @@ class BlockingContext:
         timeout: float | None = None,
         node: str | None = None,
         where: Where | None = None,
+        key: Key | None = None,
     ) -> Ok[R] | Err:
         """Send as `Context.send` does, and wait for the result."""
-        return self._wait(self._context.send(request, timeout=timeout, node=node, where=where), None)
+        return self._wait(self._context.send(request, timeout=timeout, node=node, where=where, key=key), None)
 
-    def enqueue(self, command: Command[Any], *, key: str | None = None, timeout: float | None = None) -> Stored:
+    def enqueue(
+        self,
+        command: Command[Any],
+        *,
+        key: Key | None = None,
+        timeout: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> Stored:
         """Have a command stored as `Context.enqueue` does, and wait until it is."""
-        return self._wait(self._context.enqueue(command, key=key, timeout=timeout), None)
+        return self._wait(self._context.enqueue(command, key=key, timeout=timeout, delay=delay, at=at), None)
 
-    def publish(self, event: Event) -> Stored | None:
+    def publish(self, event: Event, *, key: Key | None = None, timeout: float | None = None) -> Stored | None:
         """Publish as `Context.publish` does."""
-        return self._wait(self._context.publish(event), _HAND_OVER_SECONDS)
+        return self._wait(self._context.publish(event, key=key, timeout=timeout), None)
 
     def broadcast(self, event: Event) -> None:
         """Broadcast as `Context.broadcast` does."""
@@ -313,11 +350,11 @@ class BlockingTransaction:
 class Outgoing(msgspec.Struct, frozen=True):
     """What outbound middleware is told about a call, beside the message."""
 
-    operation: Literal["send", "publish", "broadcast"]
+    operation: Literal["send", "enqueue", "publish", "broadcast"]
     """Which call it is."""
 
     timeout: float | None
-    """Seconds until the deadline; None for events."""
+    """Seconds until the deadline; None for events that are not stored."""
 
     node: str | None
     """The one node that a request is for, or None."""
@@ -328,7 +365,13 @@ class Outgoing(msgspec.Struct, frozen=True):
     where: Where | None = None
     """Which nodes may take a request, or None for all."""
 
+    key: Key | None = None
+    """The key given at the call, which goes over that in the message."""
+
+    due_utc: float | None = None
+    """When a command is to be handled, in seconds since 1970; None for at once."""
+
     @property
     def remaining(self) -> float:
-        """Seconds until the deadline, never below 0; infinite for events."""
+        """Seconds until the deadline, never below 0; infinite for events that are not stored."""
         return math.inf if self.timeout is None else self.timeout

@@ -23,6 +23,9 @@ from catga_bus.dispatch.deliveries import Delivery, DispatcherStatistics, Statio
 from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.stations import build_station
 from catga_bus.dispatch.threads import HandlerThreads
+from catga_bus.durability.durable import Durable, DurableStatistics
+from catga_bus.durability.inbox import Inbox
+from catga_bus.durability.workshop import HANDLER_SECONDS
 from catga_bus.errors import CallError, InvalidMessageError
 from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler
@@ -31,6 +34,7 @@ from catga_bus.health import BusState, Facts
 from catga_bus.ids import MessageIds
 from catga_bus.partition.hashing import partition_of
 from catga_bus.pulse import Pulse
+from catga_bus.requests.answers import Answers
 from catga_bus.requests.caller import Caller
 from catga_bus.requests.calls import CallerStatistics
 from catga_bus.requests.inboxes import Inboxes
@@ -55,6 +59,11 @@ class BusStatistics(msgspec.Struct, frozen=True):
     calls: CallerStatistics
     requests: ResponderStatistics
     events: FanoutStatistics
+    """Events that are not stored."""
+
+    stored: DurableStatistics
+    """Commands and durable events."""
+
     handlers: DispatcherStatistics
     sent: CoalescerStatistics
     """Batches of requests and events."""
@@ -82,6 +91,7 @@ class Node:
         clock: Monotonic seconds.
         urls: Its servers, for the connection of its heartbeats.
         discovery: How it hears of other nodes; by default over its transport.
+        inbox: Knows which stored messages are done, opened; None: their effects may happen again.
     """
 
     def __init__(
@@ -95,6 +105,7 @@ class Node:
         *,
         urls: tuple[str, ...],
         discovery: NodeDiscovery | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         names = self._names = Names(config.namespace)
         ids = MessageIds()
@@ -112,7 +123,7 @@ class Node:
         self._threads: list[HandlerThreads] = []
         self._standing_down: asyncio.Task[None] | None = None
         self.vitals = Vitals(clock)
-        self.pulse = Pulse(clock, lambda gap: self.responder.on_gap(gap))
+        self.pulse = Pulse(clock, self._on_gap)
         self.outgoing = self._coalescer()
         self.answers = self._coalescer()
         self.dispatcher = Dispatcher(
@@ -156,6 +167,19 @@ class Node:
             pulse=self.pulse,
             clock=clock,
         )
+        self.durable = Durable(
+            transport,
+            gate,
+            names,
+            self.dispatcher,
+            Answers(self.answers, inboxes, identity.id),
+            self.directory,
+            identity=identity,
+            config=config,
+            inbox=inbox,
+            look=self._look_at_pulse,
+            clock=clock,
+        )
         self.directory.on_dead.append(lambda info: self.caller.node_died(info.id, info.types))
         self.directory.on_self.append(self.responder.heard_itself)
         self.directory.on_replaced.append(self._stand_down)
@@ -179,6 +203,15 @@ class Node:
         self.send_timeout = config.send_timeout
         self.take_id = ids.take
         self.call = self.caller.call
+
+    def _on_gap(self, gap: float) -> None:
+        self.responder.on_gap(gap)
+        self.durable.paused()
+
+    def _look_at_pulse(self) -> None:
+        now = self.clock()
+        if now > self.pulse.late_at:
+            self.pulse.beat(now)
 
     def _owner_of(self, type_name: str, key: str) -> tuple[str, str] | None:
         owners = self.directory.owners(type_name)
@@ -240,6 +273,8 @@ class Node:
             intake=counts.intake,
             handled=sum(one.ok + one.refused + one.failed for one in counts.handlers),
             breakers=self.caller.guard.held_names()[:_MAX_BREAKERS],
+            partitions=self.durable.epochs("cmd"),
+            event_partitions=self.durable.epochs("evt"),
         )
 
     def _context(self, delivery: Delivery) -> Context:
@@ -274,11 +309,13 @@ class Node:
         """
         self.pulse.start()
         self.vitals.start()
+        await self.durable.prepare()
         await self.directory.listen()
         await self.caller.start()
         await self.directory.join()  # before anything is taken in: another node may have this id
         registry = self.collected.registry
         if not registry.handlers():
+            await self.durable.start()
             return
         for entry in registry.requests():
             for handler in entry.handlers:
@@ -287,10 +324,15 @@ class Node:
             for handler in entry.handlers:
                 station = self._station(handler, entry.message_type, self.config.event_timeout)
                 self.fanout.add(station, durable=entry.options.durable)
+        stored = [*registry.commands(), *(entry for entry in registry.events() if entry.options.durable)]
+        for entry in stored:
+            (handler,) = entry.handlers
+            self.durable.add(self._station(handler, entry.message_type, HANDLER_SECONDS), entry)
         self.is_listening = True
         await self.fanout.start()
         await self.responder.start()
         await self.service_api.start()
+        await self.durable.start()
 
     def _station(self, handler: Handler, message_type: type, timeout: float | None) -> Station:
         middleware = (*self.collected.inbound, *handler.middleware)
@@ -355,6 +397,7 @@ class Node:
                 await self.service_api.close()
                 await self.fanout.stop_intake()
                 await self.responder.stop_intake()
+                await self.durable.leave()
                 is_heard = await self._last_call()
                 await self._finish(_PATIENCE_SECONDS - (self.clock() - began))
                 if self.reconnects != reconnects:
@@ -417,6 +460,7 @@ class Node:
             await asyncio.wait({self._standing_down})
         self.pulse.stop()
         self.vitals.stop()
+        await self.durable.close()
         await self.dispatcher.close()
         await self.responder.close()
         await self.fanout.close()
@@ -435,6 +479,7 @@ class Node:
             calls=self.caller.statistics(),
             requests=self.responder.statistics(),
             events=self.fanout.statistics(),
+            stored=self.durable.statistics(),
             handlers=self.dispatcher.statistics(),
             sent=self.outgoing.statistics(),
             answered=self.answers.statistics(),
@@ -465,6 +510,7 @@ class Node:
         self.directory.disconnected()
         self.responder.lost_connection()
         self.caller.disconnected()
+        self.durable.disconnected()
 
     def reconnected(self) -> None:
         """The connection is back."""
@@ -473,6 +519,7 @@ class Node:
         self.outgoing.reconnected()
         self.answers.reconnected()
         self.caller.reconnected()
+        self.durable.reconnected()
 
     async def wait_room(self, timeout: float) -> float:
         """Wait while the connection is behind, for at most `timeout` seconds; return what is left of them."""
@@ -526,6 +573,7 @@ class ConnectionEvents:
             self.taken_back |= {subject}
         if self.node is not None:
             self.node.caller.denied(subject)
+            self.node.durable.denied(subject)
 
     def on_error(self, text: str) -> None:
         """The transport has logged it."""

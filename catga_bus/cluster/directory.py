@@ -448,6 +448,10 @@ class Directory:
     def _proven(self) -> list[NodeInfo]:
         return [self.own, *(peer.info for peer in self._detector.peers.values())]
 
+    def members(self, service: str) -> list[NodeInfo]:
+        """Return the nodes of a service, dead or alive, this one included; none that was only heard."""
+        return [info for info in self._proven() if info.service == service]
+
     def get(self, node_id: str) -> NodeInfo | None:
         """Return a node that is known, dead or alive."""
         if node_id == self._identity.id:

@@ -100,10 +100,6 @@ class Inbox(Protocol):
         """
         ...
 
-    async def find_many(self, service: str, message_ids: Sequence[str]) -> dict[str, Recorded]:
-        """Return the recorded results of those messages that are done: one look for all frames of a record."""
-        ...
-
     def unit(self, service: str, message_id: str, fence: Fence) -> Unit:
         """Begin one execution; touches nothing until it commits or its transaction runs a statement."""
         ...

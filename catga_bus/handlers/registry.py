@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import NoneType
-from typing import Any, Final, NamedTuple, get_origin
+from typing import Any, Final, Literal, NamedTuple, get_origin
 
 import msgspec
 
@@ -60,6 +60,9 @@ class HandlerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     retry: RetryOptions = RetryOptions()
     """The pauses between the executions of a command or durable event that fails."""
+
+    start: Literal["new", "all"] = "new"
+    """Durable events: where a service begins that has no position in the log yet."""
 
 
 class Handler(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -195,6 +198,8 @@ def _check_options(place: str, options: HandlerOptions) -> None:
     is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and 0 < timeout < math.inf):
         raise RegistrationError(f"{place}: timeout must be seconds above 0, or None, got {timeout!r}")
+    if options.start not in ("new", "all"):
+        raise RegistrationError(f"{place}: start must be 'new' or 'all', got {options.start!r}")
     retry: Any = options.retry
     if not isinstance(retry, RetryOptions):
         raise RegistrationError(f"{place}: retry must be RetryOptions, such as RetryOptions(first=1.0), got {retry!r}")

@@ -79,6 +79,7 @@ class Router:
         timeout: float | None = ...,
         max_attempts: int = ...,
         retry: RetryOptions = ...,
+        start: Literal["new", "all"] = ...,
         middleware: Sequence[InboundMiddleware] = ...,
     ) -> Callable[[F], F]: ...
 
@@ -91,6 +92,7 @@ class Router:
         timeout: float | None = None,
         max_attempts: int = 5,
         retry: RetryOptions = RetryOptions(),  # noqa: B008 - frozen
+        start: Literal["new", "all"] = "new",
         middleware: Sequence[InboundMiddleware] = (),
     ) -> F | Callable[[F], F]:
         """Register a function as handler of the type of its first parameter.
@@ -109,6 +111,9 @@ class Router:
                 letter; 1 to 1,000.
             retry: The pauses between these executions, in which its key waits and other keys go
                 on; `RetryOptions`. Requests are never retried here.
+            start: Durable events: where a service begins that has never handled durable events
+                before: `new`, with what is published from now on; `all`, with the oldest event in
+                the log.
             middleware: Around this handler alone, inside that of the bus, the first one outermost:
                 `middleware=[RateLimiter(rate=100.0), audit]`.
 
@@ -116,7 +121,9 @@ class Router:
             RegistrationError: The function cannot be registered; the text names it, the reason and
                 the fix.
         """
-        options = HandlerOptions(concurrency=concurrency, timeout=timeout, max_attempts=max_attempts, retry=retry)
+        options = HandlerOptions(
+            concurrency=concurrency, timeout=timeout, max_attempts=max_attempts, retry=retry, start=start
+        )
         frame_locals = sys._getframe(1).f_locals  # noqa: SLF001 - to see local classes
 
         def register(function: F) -> F:

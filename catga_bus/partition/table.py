@@ -17,7 +17,8 @@ from catga_bus.clock import Clock
 from catga_bus.partition.owners import Holding, Incarnation
 from catga_bus.partition.plan import Plan
 from catga_bus.partition.planner import Decision, Peer, Planner
-from catga_bus.partition.records import StaleError, Standing
+from catga_bus.partition.protocol import MayClaim
+from catga_bus.partition.records import OwnerRecord, StaleError, Standing
 from catga_bus.rarely import RareLog
 from catga_bus.transport.jetstream import JetStreamError
 from catga_bus.wire import Notice, NoticeVerb
@@ -95,7 +96,7 @@ class Table:
         routed: Returns the types that every owner should know.
         read_all: Reads all records: by partition.
         read: Reads one.
-        keep: Makes the keeper of a partition.
+        keep: Makes the keeper of a partition, given whom it may take it from and whom to tell when it stands otherwise.
         tell: Tells another node something.
         clock: Monotonic seconds.
     """
@@ -111,7 +112,7 @@ class Table:
         routed: Callable[[], Collection[str]],
         read_all: Callable[[], Coroutine[Any, Any, Mapping[int, Holding]]],
         read: Callable[[int], Coroutine[Any, Any, Holding | None]],
-        keep: Callable[[int, Callable[[], None]], Kept],
+        keep: Callable[[int, MayClaim, Callable[[], None]], Kept],
         tell: Callable[[str, Notice], None],
         clock: Clock,
     ) -> None:
@@ -296,7 +297,7 @@ class Table:
         try:
             if not await self._is_free(partition):
                 return
-            kept = self._kept[partition] = self._keep(partition, self._on_change)
+            kept = self._kept[partition] = self._keep(partition, self._may_claim, self._on_change)
             await kept.take()
             self._claims += 1
             self._held[partition] = Holding(self._me, kept.epoch, self._incarnation())
@@ -319,6 +320,11 @@ class Table:
             self._held.pop(partition, None)
             return True
         self._held[partition] = holding
+        return self._planner.may_be_claimed(self._clock(), holding, self._peers())
+
+    def _may_claim(self, record: OwnerRecord) -> bool:
+        """Whether a record that a claim has just read leaves the partition to this node."""
+        holding = Holding(record.node if record.state == "owned" else None, record.epoch, record.incarnation)
         return self._planner.may_be_claimed(self._clock(), holding, self._peers())
 
     def _look_again(self, partition: int) -> None:

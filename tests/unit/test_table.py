@@ -10,7 +10,8 @@ import pytest
 from catga_bus.clock import monotonic
 from catga_bus.partition.owners import Holding
 from catga_bus.partition.planner import Peer, Planner
-from catga_bus.partition.table import Kept, StaleError, Standing, Table
+from catga_bus.partition.records import StaleError, Standing
+from catga_bus.partition.table import Kept, Table
 from catga_bus.testing import eventually
 from catga_bus.wire import Notice
 
@@ -61,7 +62,7 @@ class World:
             routed=frozenset,
             read_all=read_all,
             read=read,
-            keep=lambda partition, told: PlayedKeeper(self, node, partition, told),
+            keep=lambda partition, _, told: PlayedKeeper(self, node, partition, told),
             tell=tell,
             clock=monotonic,
         )

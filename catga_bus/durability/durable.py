@@ -1,0 +1,494 @@
+"""The durable half of a node: what it stores for others, and what it handles of what is stored. Built and joined.
+
+A node with handlers keeps two sets of partitions, each by itself: its share of the service's work queue (`cmd`), and
+its share of the service's position in the event log (`evt`). A node without handlers only sends.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from catga_bus.clock import Clock, utc_now
+from catga_bus.cluster.beats import Identity
+from catga_bus.cluster.directory import Directory
+from catga_bus.cluster.records import NodeChange, NodeInfo, NodeStatus
+from catga_bus.codec import Gate, GateError
+from catga_bus.config import BusConfig
+from catga_bus.dispatch.deliveries import Station
+from catga_bus.dispatch.dispatcher import Dispatcher
+from catga_bus.durability.announcing import Announcer
+from catga_bus.durability.dead_letters import DeadLetters
+from catga_bus.durability.inbox import Inbox
+from catga_bus.durability.owners_bucket import OwnersBucket
+from catga_bus.durability.routes import Route, Routes, schema_hash
+from catga_bus.durability.sender import Sender, SenderStatistics
+from catga_bus.durability.shop import WorkStatistics
+from catga_bus.durability.streams import Streams
+from catga_bus.durability.workshop import Workshop
+from catga_bus.effects import Effects
+from catga_bus.errors import ConfigurationError
+from catga_bus.handlers.registry import Registered
+from catga_bus.messages import Command, Event
+from catga_bus.partition.keeper import Keeper, KeeperStatistics
+from catga_bus.partition.planner import Peer, Planner
+from catga_bus.partition.protocol import MayClaim, Party
+from catga_bus.partition.records import Domain
+from catga_bus.partition.table import Table, TableStatistics
+from catga_bus.rarely import RareLog
+from catga_bus.requests.answers import Answers
+from catga_bus.result import Err, Ok, Stored
+from catga_bus.transport.base import Subscription, Transport
+from catga_bus.transport.carriers import make_jetstream
+from catga_bus.transport.jetstream import JetStreamError
+from catga_bus.transport.key_value import KeyValue
+from catga_bus.wire import Kind, Names, Notice, join_notice
+
+log = logging.getLogger("catga_bus.durability")
+
+SWEEP_SECONDS: Final = 60.0
+"""Seconds between two sweeps of the inbox."""
+
+
+class PartitionStatistics(msgspec.Struct, frozen=True):
+    """The partitions of one domain in this node."""
+
+    table: TableStatistics
+    keepers: KeeperStatistics
+
+
+class DurableStatistics(msgspec.Struct, frozen=True):
+    """What a node has stored, and what it has handled of what is stored; counts since its start."""
+
+    sent: SenderStatistics
+    work: WorkStatistics
+    partitions: dict[str, PartitionStatistics]
+    """By domain: `cmd`, `evt`; only those that the node has handlers for."""
+
+
+class Durable:
+    """The durable half of a node.
+
+    Args:
+        transport: The connection.
+        gate: Lets payloads in.
+        names: Subjects, streams and buckets.
+        dispatcher: Runs the handlers.
+        answers: The ways back to senders of commands.
+        directory: The nodes.
+        identity: Who this node is.
+        config: The options of the bus.
+        inbox: Knows what is done; None: effects may happen again.
+        look: Looks whether the process was paused, and tells of it.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        names: Names,
+        dispatcher: Dispatcher,
+        answers: Answers,
+        directory: Directory,
+        *,
+        identity: Identity,
+        config: BusConfig,
+        inbox: Inbox | None,
+        look: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._transport = transport
+        self._gate = gate
+        self._names = names
+        self._directory = directory
+        self._identity = identity
+        self._config = config
+        self._inbox = inbox
+        self._look = look
+        self._clock = clock
+        self._log = RareLog(log, clock)
+        self._jetstream = make_jetstream(transport, clock)
+        self._streams = Streams(self._jetstream, names, identity.service, config, clock)
+        self._owners = OwnersBucket(self._jetstream, names)
+        self.routes = Routes(self._jetstream, names, clock)
+        self.sender = Sender(
+            transport,
+            self._jetstream,
+            self.routes,
+            gate,
+            names,
+            sender=identity.id,
+            clock=clock,
+            rng=random.Random(),
+        )
+        self.workshop = Workshop(
+            dispatcher,
+            gate,
+            answers,
+            DeadLetters(self._jetstream, names, identity.service),
+            inbox,
+            service=identity.service,
+            node_id=identity.id,
+            max_payload=lambda: transport.max_payload,
+            unroutable_after=config.unroutable_after,
+            clock=clock,
+            utc=lambda: utc_now().timestamp(),
+            rng=random.Random(),
+        )
+        self._starts_with_all = False
+        self._entries: list[Registered] = []
+        self._announcer: Announcer | None = None
+        self._announcing: asyncio.Task[None] | None = None
+        self._tables: dict[str, Table] = {}
+        self._kept: dict[str, KeeperStatistics] = {}
+        self._subscription: Subscription | None = None
+        self._is_log_there = False
+        self._sweeper: asyncio.Task[None] | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_commands(self) -> bool:
+        return bool(self._identity.commands)
+
+    @property
+    def _has_events(self) -> bool:
+        return bool(self._identity.events)
+
+    def add(self, station: Station, entry: Registered) -> None:
+        """Take on a command type or a durable event type."""
+        (handler,) = entry.handlers
+        is_command = entry.options.kind == "Command"
+        self._starts_with_all |= handler.options.start == "all" and not is_command
+        self._entries.append(entry)
+        self.workshop.add(station, handler.options)
+
+    async def prepare(self) -> None:
+        """Create or verify the streams that this node needs; before it joins the others.
+
+        Raises:
+            ConfigurationError: JetStream is off, or a stream is not as it is configured; the text says what to do.
+            PermissionDeniedError: This user may not look at streams, or not create them.
+            DisconnectedError: The server did not answer.
+        """
+        if self._has_commands or self._has_events:
+            await self._streams.ensure(commands=self._has_commands, events=self._has_events)
+            self._is_log_there = self._has_events
+
+    async def start(self) -> None:
+        """Listen for results, and keep partitions if there are handlers; after the node has joined the others."""
+        await self.sender.start()
+        if not (self._has_commands or self._has_events):
+            return
+        self._check_stores()
+        one = self._identity
+        self._subscription = await self._transport.subscribe(
+            self._names.hand_over(one.service, one.id), self._on_notices
+        )
+        if self._has_commands:
+            self._add_table(Domain(names=self._names, service=one.service), self._config.partitions)
+        if self._has_events:
+            first = 1 if self._starts_with_all else await self._next_event()
+            domain = Domain(names=self._names, service=one.service, types=one.events, start=first)
+            self._add_table(domain, self._streams.log_partitions)
+        self._directory.on_change.append(self._on_change)
+        self._directory.on_dead.append(self._on_dead)
+        if self._inbox is not None:
+            self._sweeper = asyncio.create_task(self._sweep())
+        for table in self._tables.values():
+            table.start()
+        await self._announce()
+
+    async def _announce(self) -> None:
+        """Say what is handled here, and go on saying so."""
+        self._announcer = Announcer(
+            self._jetstream,
+            self._names,
+            self._identity.service,
+            [self._route(entry) for entry in self._entries],
+            lambda: [info.commands for info in self._members() if _may_own(info) and info.commands],
+            KeyValue(self._jetstream, self._names.routes_bucket()).config(),
+            self._clock,
+        )
+        with contextlib.suppress(JetStreamError):  # it is tried again
+            await self._announcer.tend()
+        self._announcing = asyncio.create_task(self._announcer.run())
+
+    def _route(self, entry: Registered) -> Route:
+        is_command = entry.options.kind == "Command"
+        return Route(
+            type=entry.type_name,
+            kind="command" if is_command else "event",
+            service=self._identity.service if is_command else "",
+            partitions=self._config.partitions if is_command else self._streams.log_partitions,
+            partition_by=entry.options.partition_by,
+            durable=entry.options.durable,
+            schema=schema_hash(entry.message_type),
+        )
+
+    async def _next_event(self) -> int:
+        """Return the sequence of the next event that is published: where a service without a position begins."""
+        info = await self._jetstream.stream(self._names.event_stream())
+        return 1 if info is None else info.last_sequence + 1
+
+    def _check_stores(self) -> None:
+        """Refuse to be a second store of a service: what one has done the other would do again.
+
+        Raises:
+            ConfigurationError: A live node of the service has another store.
+        """
+        one = self._identity
+        for info in self._members():
+            if info.id != one.id and info.store and one.store and info.store != one.store:
+                raise ConfigurationError(
+                    f"node {info.id!r} of service {one.service!r} has the inbox store {info.store!r} and this one "
+                    f"{one.store!r}: what one has done the other would do again; give both the same inbox="
+                )
+
+    def _add_table(self, domain: Domain, partitions: int) -> None:
+        me = self._identity.id
+        counts = self._kept[domain.kind] = KeeperStatistics()
+
+        def keep(partition: int, may_claim: MayClaim, on_change: Callable[[], None]) -> Keeper:
+            return Keeper(
+                self._jetstream,
+                self._owners,
+                domain,
+                partition,
+                Party(me, self._incarnation(), _nonce, _first_sequence),
+                lambda keeping: self.workshop.worker(keeping, domain.stream, self._on_unknown, by_type=domain.is_log),
+                clock=self._clock,
+                may_claim=may_claim,
+                on_change=on_change,
+                look=self._look,
+                statistics=counts,
+            )
+
+        self._tables[domain.kind] = Table(
+            domain.kind,
+            Planner(partitions, me, self._incarnation, self._config.heartbeat_timeout),
+            me,
+            self._incarnation,
+            peers=lambda: self._peers(is_log=domain.is_log),
+            routed=lambda: self._routed(is_log=domain.is_log),
+            read_all=lambda: self._owners.read_all(domain),
+            read=lambda partition: self._owners.read_one(domain, partition),
+            keep=keep,
+            tell=self._tell,
+            clock=self._clock,
+        )
+
+    async def leave(self) -> None:
+        """Finish what has begun, give all partitions away, and have everything stored that was sent."""
+        await asyncio.gather(*(table.leave() for table in self._tables.values()))
+        await self.sender.wait_idle()
+
+    async def close(self) -> None:
+        """End everything; what is owned is found by the others."""
+        for table in self._tables.values():
+            await table.close()
+        if self._subscription is not None:
+            await self._subscription.close()
+        tasks = [task for task in (self._sweeper, self._announcing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.workshop.close()
+        await self.sender.close()
+        await self.routes.close()
+        await self._jetstream.close()
+
+    def statistics(self) -> DurableStatistics:
+        """Return the counts so far."""
+        return DurableStatistics(
+            sent=self.sender.statistics(),
+            work=self.workshop.statistics(),
+            partitions={
+                kind: PartitionStatistics(table.statistics(), self._kept[kind]) for kind, table in self._tables.items()
+            },
+        )
+
+    def epochs(self, kind: str) -> Mapping[int, int]:
+        """Return the partitions that this node works on, each with its epoch: for its heartbeats."""
+        table = self._tables.get(kind)
+        return {} if table is None else table.epochs()
+
+    # -- what happens ----------------------------------------------------------------------------------------
+
+    def disconnected(self) -> None:
+        """The connection was lost."""
+        self._jetstream.disconnected()
+        for table in self._tables.values():
+            table.disconnected()
+
+    def reconnected(self) -> None:
+        """The connection is back."""
+        self.sender.reconnected()
+        for table in self._tables.values():
+            table.reconnected()
+
+    def denied(self, subject: str) -> None:
+        """The server refuses a subject."""
+        self.sender.denied(subject)
+
+    def paused(self) -> None:
+        """The process stood still: nothing starts before its partitions are known to be still its own."""
+        for table in self._tables.values():
+            table.suspend()
+
+    def _on_change(self, change: NodeChange) -> None:
+        if change.node is not None and change.node.service == self._identity.service:
+            for table in self._tables.values():
+                table.wake()
+            if self._announcer is not None:
+                self._announcer.nudge()
+
+    def _on_dead(self, info: NodeInfo) -> None:
+        if info.service == self._identity.service:
+            for table in self._tables.values():
+                table.departed(info.id)
+
+    def _on_unknown(self, type_name: str) -> bool:
+        """A message of a type is here that this node does not handle; return whether another one will."""
+        others = [info for info in self._members() if info.id != self._identity.id and _may_own(info)]
+        is_known = any(type_name in (*info.commands, *info.events) for info in others)
+        for table in self._tables.values():
+            table.wake()
+        return is_known
+
+    def _on_notices(self, _: str, payload: bytes, __: str, ___: Mapping[str, str] | None) -> None:
+        try:
+            if self._gate.kind(payload) != Kind.NOTICES:
+                return
+            batch = self._gate.notices(payload)
+        except GateError as error:
+            self._log.warn("gate", "a notice was not let in: %s", error)
+            return
+        for notice in batch.frames:
+            table = self._tables.get(notice.domain)
+            if table is not None:
+                table.on_notice(batch.head.sender, notice)
+
+    def _tell(self, node: str, notice: Notice) -> None:
+        if self._transport.is_connected:
+            self._transport.publish(
+                self._names.hand_over(self._identity.service, node), join_notice(self._identity.id, notice)
+            )
+
+    # -- who is there ----------------------------------------------------------------------------------------
+
+    def _incarnation(self) -> tuple[int, int]:
+        return self._directory.own.incarnation
+
+    def _members(self) -> list[NodeInfo]:
+        return self._directory.members(self._identity.service)
+
+    def _peers(self, *, is_log: bool) -> Sequence[Peer]:
+        return [
+            Peer(
+                id=info.id,
+                incarnation=info.incarnation,
+                is_live=info.status is not NodeStatus.FAULTED,
+                is_draining=info.status is NodeStatus.DRAINING,
+                epochs=info.event_partitions if is_log else info.partitions,
+                types=frozenset(info.events if is_log else info.commands),
+            )
+            for info in self._members()
+        ]
+
+    def _routed(self, *, is_log: bool) -> frozenset[str]:
+        """The types that an owner should know: all that some live node of the service handles."""
+        known = [info.events if is_log else info.commands for info in self._members() if _may_own(info)]
+        return frozenset[str]().union(*known)
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    async def send(
+        self, command: Command[Any], message_id: str, *, key: object, timeout: float, trace: str | None
+    ) -> Ok[Any] | Err:
+        """Store a command and wait for its result; see `Sender.send`."""
+        return await self.sender.send(command, message_id, timeout=timeout, key=key, trace=trace)
+
+    async def enqueue(
+        self,
+        command: Command[Any],
+        message_id: str,
+        *,
+        key: object,
+        timeout: float,
+        trace: str | None,
+        due_utc: float | None,
+        effects: Effects | None,
+    ) -> Stored:
+        """Store a command: at once, at its time, or with the commit of whoever sends it."""
+        if effects is not None:
+            return await self._with_commit(effects, command, message_id, key, timeout, trace)
+        return await self.sender.enqueue(command, message_id, timeout=timeout, key=key, trace=trace)
+
+    async def publish(
+        self,
+        event: Event,
+        message_id: str,
+        *,
+        key: object,
+        timeout: float,
+        trace: str | None,
+        due_utc: float | None,
+        effects: Effects | None,
+    ) -> Stored:
+        """Store a durable event: at once, or with the commit of whoever publishes it."""
+        del due_utc  # events have no time
+        await self._ensure_log(timeout)
+        if effects is not None:
+            return await self._with_commit(effects, event, message_id, key, timeout, trace)
+        return await self.sender.publish(event, message_id, timeout=timeout, key=key, trace=trace)
+
+    async def _with_commit(
+        self,
+        effects: Effects,
+        message: Command[Any] | Event,
+        message_id: str,
+        key: object,
+        timeout: float,
+        trace: str | None,
+    ) -> Stored:
+        outbound = await self.sender.prepare(message, message_id, timeout=timeout, key=key, trace=trace)
+        effects.send(outbound)
+        name = self._names.command_stream(outbound.service) if outbound.service else self._names.event_stream()
+        return Stored(name, 0, 0)
+
+    async def _ensure_log(self, timeout: float) -> None:
+        """Have a log of events, before the first one is published: nobody else may have been here yet."""
+        if self._is_log_there or self._config.manage_streams == "verify":
+            return
+        await self._streams.ensure(commands=False, events=True, timeout=timeout)
+        self._is_log_there = True
+
+    # -- housekeeping ----------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        assert self._inbox is not None
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self._inbox.sweep(utc_now().timestamp())
+            except Exception as error:
+                self._log.warn("sweep", "the inbox cannot be swept: %s", error)
+
+
+def _may_own(info: NodeInfo) -> bool:
+    return info.status not in (NodeStatus.FAULTED, NodeStatus.DRAINING, NodeStatus.LEFT)
+
+
+def _nonce() -> str:
+    return secrets.token_hex(8)
+
+
+def _first_sequence() -> int:
+    return int(utc_now().timestamp() * 1000)
