@@ -146,7 +146,7 @@ class Keeper:
     @property
     def fence(self) -> Fence:
         """What effects carry: the partition and an epoch of this tenure, as a rule its first."""
-        return Fence(self.partition, self.tenure.fence)
+        return Fence(self.partition, self.tenure.fence, self._domain.kind)
 
     @property
     def is_careful(self) -> bool:

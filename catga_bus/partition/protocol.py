@@ -349,15 +349,16 @@ class Ownership:
     def _position(self, seen: Held, older: Mapping[str, int], floor: int) -> Steps[int]:
         """Return where to go on in the log.
 
-        What the record says is older than what the consumers say, and lasts longer.
+        What the record says is older than what the consumers say, and lasts longer. Only where nothing says anything the
+        service begins.
         """
-        starts = [self.domain.start, floor + 1]
+        starts = [floor + 1] if floor else []
         if seen.record is not None:
             starts.append(seen.record.floor + 1)
         for name in older:
             start: int = yield from done(ReadPosition(name))
             starts.append(start)
-        return max(starts)
+        return max(starts, default=self.domain.start)
 
     def _confirm(self, held: Held, mine: str) -> Steps[None]:
         """Look once more before the first record is begun: is the claim still the last word?"""

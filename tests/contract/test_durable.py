@@ -73,6 +73,9 @@ async def make_bus(url: str) -> AsyncIterator[MakeBus]:
     def make(service: str = "billing", **options: Any) -> Bus:
         options = {
             "partitions": P,
+            "command_max_bytes": 16_777_216,
+            "event_max_bytes": 16_777_216,
+            "dead_letter_max_bytes": 16_777_216,
             "heartbeat_interval": 0.1,
             "heartbeat_timeout": 0.5,
             "namespace": namespace,
@@ -161,9 +164,9 @@ async def test_commands_of_one_key_run_in_order_across_types(make_bus: MakeBus, 
 
 
 async def test_commands_wait_for_their_service(make_bus: MakeBus, ledger: Ledger) -> None:
-    async with ledger.on(make_bus()):
-        pass  # so that the service is known
     async with make_bus("shop") as client:
+        async with ledger.on(make_bus()):
+            pass  # so that the service is known
         for cents in range(20):
             await client.enqueue(Debit(f"a-{cents % 3}", cents))
         assert ledger.count == 0
