@@ -268,7 +268,7 @@ class Node:
         """Say how this node is; the cluster asks several times in an interval."""
         counts = self.dispatcher.statistics()
         return Report(
-            is_ready=self.transport.is_connected,
+            is_ready=self.transport.is_connected and not self.durable.problems,
             in_flight=counts.running,
             intake=counts.intake,
             handled=sum(one.ok + one.refused + one.failed for one in counts.handlers),

@@ -201,9 +201,9 @@ class Durable:
         self._directory.on_dead.append(self._on_dead)
         if self._inbox is not None:
             self._sweeper = asyncio.create_task(self._sweep())
+        await self._announce()
         for table in self._tables.values():
             table.start()
-        await self._announce()
 
     async def _announce(self) -> None:
         """Say what is handled here, and go on saying so."""
@@ -313,6 +313,11 @@ class Durable:
                 kind: PartitionStatistics(table.statistics(), self._kept[kind]) for kind, table in self._tables.items()
             },
         )
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why this node must not be ready: its types clash with what is routed already."""
+        return () if self._announcer is None else self._announcer.problems
 
     def epochs(self, kind: str) -> Mapping[int, int]:
         """Return the partitions that this node works on, each with its epoch: for its heartbeats."""

@@ -21,7 +21,9 @@ class Calls:
     def __init__(self) -> None:
         self.ids: list[str | None] = []
 
-    async def enqueue_from(self, parent: Context, command: Any, key: str | None, timeout: float | None) -> Stored:
+    async def enqueue_from(
+        self, parent: Context, command: Any, key: Any, timeout: float | None, delay: Any, at: Any
+    ) -> Stored:
         self.ids.append(parent.take_id())
         return Stored("stream", len(self.ids), 0)
 
@@ -81,7 +83,7 @@ async def test_a_request_has_no_fence_no_transaction_and_no_derived_ids() -> Non
 
 async def test_without_an_inbox_there_is_no_transaction() -> None:
     ctx = context(Stake(Fence(3, 7), None))
-    assert ctx.fence == (3, 7)
+    assert ctx.fence == (3, 7, "cmd")
     with pytest.raises(BusStateError, match="give it one"):
         await ctx.transaction()
 
@@ -122,5 +124,5 @@ async def test_a_handler_in_a_thread_has_the_same_with_calls_that_block() -> Non
             transaction.fetch("select"),
         )
 
-    assert await asyncio.to_thread(handle) == ((3, 7), Stored("stream", 1, 0), 1, 2, [("select", ())])
+    assert await asyncio.to_thread(handle) == ((3, 7, "cmd"), Stored("stream", 1, 0), 1, 2, [("select", ())])
     assert unit.table.said == [("insert", (1,)), ("insert", [(1,), (2,)])]
