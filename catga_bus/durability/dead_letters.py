@@ -6,24 +6,19 @@ of the partition, or a week later, when the id that the server remembers for two
 the letters of one message are found without reading the others.
 """
 
-import asyncio
-import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 
-from catga_bus.clock import monotonic
 from catga_bus.codec import GateError
 from catga_bus.durability.letters import DeadLetter, decode_letter, encode_letter, shorten
 from catga_bus.durability.repeating import Pauses, repeat
 from catga_bus.errors import TooLargeError
-from catga_bus.rarely import RareLog
 from catga_bus.transport.jetstream import (
     ApiError,
     JetStream,
-    JetStreamError,
     JetStreamRefusedError,
     JetStreamUnknownError,
     PubAck,
@@ -33,17 +28,12 @@ from catga_bus.transport.jetstream import (
 from catga_bus.wire import Names
 
 PATIENCE = 15.0
-"""Seconds for which reading and removing are tried while there is no answer: longer than a change of leaders takes."""
-
-_SLOWEST = 5.0
-# Seconds between attempts to bury a letter: the message holds back its key until it is stored.
+"""Seconds for which everything is tried while there is no answer: longer than a change of leaders takes."""
 
 _BLOCK = 64
 # Letters that are read at once to be shown the newest first.
 
 T = TypeVar("T")
-
-_log = logging.getLogger("catga_bus.durability")
 
 
 class Buried(msgspec.Struct, frozen=True):
@@ -89,35 +79,35 @@ class DeadLetters:
         self._names = names
         self._rng = random.Random() if rng is None else rng
         self._first_pause = first_pause
-        self._rare_log = RareLog(_log, monotonic)
 
     # -- writing -------------------------------------------------------------------------------------------
 
     async def bury(self, letter: DeadLetter) -> PubAck:
         """Store a letter; only then may its original be acknowledged.
 
-        It is tried until it is stored: a stream that is full, or gone, holds up the message, and does not lose it. What
-        the server will not take because of its size loses the end of its body, and says so (`DeadLetter.missing`).
+        It is tried again while the outcome is unknown. What the server will not take because of its size loses the end
+        of its body, and says so (`DeadLetter.missing`).
 
         Returns:
             Where it lies; `duplicate` if it lay there before.
+
+        Raises:
+            JetStreamRefusedError: The stream is full: bury it again later, as long as the message is still to be given
+                up here.
+            JetStreamUnknownError: Nobody knows after `PATIENCE` seconds: bury it again.
+            TooLargeError: It does not fit, even without its body.
         """
-        subject = self._names.dead_letter(self.service, letter.id, letter.mark)
         mark = letter.mark
-        pauses = Pauses(self._rng, first=self._first_pause, cap=_SLOWEST)
+        subject = self._names.dead_letter(self.service, letter.id, mark)
         while True:
+            payload = encode_letter(letter)
             try:
-                return await self._store(subject, mark, encode_letter(letter))
+                return await self._patiently(lambda: self._store(subject, mark, payload))  # noqa: B023 - awaited here
             except TooLargeError:
                 shorter = shorten(letter)
                 if shorter is None:
                     raise
                 letter = shorter
-            except JetStreamError as error:
-                self._rare_log.warn(
-                    type(error).__name__, "a dead letter of %s cannot be stored yet: %s", self.service, error
-                )
-                await asyncio.sleep(pauses.take())
 
     async def _store(self, subject: str, mark: str, payload: bytes) -> PubAck:
         try:
@@ -156,7 +146,7 @@ class DeadLetters:
                 found.append(buried)
         return found
 
-    async def oldest_first(self, *, through: int | None = None) -> AsyncIterator[Buried]:
+    async def oldest_first(self, *, through: int | None = None) -> AsyncGenerator[Buried, None]:
         """Yield the letters in the order in which they were buried, one in memory at a time.
 
         Args:
@@ -175,7 +165,7 @@ class DeadLetters:
             after = buried.number
             yield buried
 
-    async def newest_first(self) -> AsyncIterator[Buried]:
+    async def newest_first(self) -> AsyncGenerator[Buried, None]:
         """Yield the letters in the opposite order, a small block in memory at a time."""
         info = await self.info()
         if info is None or not info.messages:

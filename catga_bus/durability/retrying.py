@@ -142,6 +142,8 @@ async def drop_many(
     letters: DeadLetters,
     is_wanted: Callable[[Buried], bool],
     on_progress: Callable[[int], None] = lambda _: None,
+    *,
+    through: int | None = None,
 ) -> Tally:
     """Remove letters for good.
 
@@ -149,9 +151,10 @@ async def drop_many(
         letters: The dead letters.
         is_wanted: Which; also asked about what is no letter.
         on_progress: Told how many are done.
+        through: The last number. None: the last one there is now.
     """
     done = 0
-    async for buried in letters.oldest_first():
+    async for buried in letters.oldest_first(through=through):
         if is_wanted(buried):
             await letters.remove(buried.number)
             done += 1

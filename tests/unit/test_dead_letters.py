@@ -143,12 +143,25 @@ async def test_a_message_that_fails_again_after_a_retry_is_a_second_letter(lette
 
 
 async def test_it_is_buried_again_until_the_outcome_is_known(jetstream: ModelJetStream, letters: DeadLetters) -> None:
-    jetstream.fail("publish", UNKNOWN, UNKNOWN, JetStreamRefusedError(ApiError.STREAM_STORE_FAILED, "maximum bytes"))
+    jetstream.fail("publish", UNKNOWN, UNKNOWN)
     jetstream.lose_answers("publish")
     ack = await letters.bury(letter())
     assert (ack.sequence, ack.duplicate) == (1, True)
-    assert jetstream.calls["publish"] == 5
+    assert jetstream.calls["publish"] == 4
     assert len(jetstream.stored(DLQ)) == 1
+
+
+async def test_a_stream_that_is_full_or_stays_silent_is_an_error(
+    jetstream: ModelJetStream, letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jetstream.fail("publish", JetStreamRefusedError(ApiError.STREAM_STORE_FAILED, "maximum bytes exceeded"))
+    with pytest.raises(JetStreamRefusedError):
+        await letters.bury(letter())
+    monkeypatch.setattr("catga_bus.durability.dead_letters.PATIENCE", 0.05)
+    jetstream.fail("publish", *[UNKNOWN] * 1_000)
+    with pytest.raises(JetStreamUnknownError):
+        await letters.bury(letter())
+    assert 3 <= jetstream.calls["publish"] < 100
 
 
 async def test_an_attempt_that_is_on_its_way_through_the_cluster_is_waited_for(
