@@ -67,12 +67,18 @@ class ModelJetStream:
 
     def run(self) -> None:
         """Deliver what is due."""
-        for puller, content in self.model.run(self.now):
+        for puller, content in self.model.run(self.now, self._pullers.__contains__):
             asyncio.get_running_loop().call_soon(self._deliver, puller, content)
 
     def _deliver(self, puller: object, content: DeliveredMessage | PullStatus) -> None:
         if puller in self._pullers:
             self._pullers[puller].take(content)
+
+    def disconnected(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
 
     async def account(self) -> Mapping[str, Any]:
         return {}
@@ -161,7 +167,6 @@ class ModelJetStream:
         return found
 
     def leave(self, puller: "ModelConsumption") -> None:
-        self.model.leave(puller)
         self._pullers.pop(puller, None)
 
 
