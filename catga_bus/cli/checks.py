@@ -57,6 +57,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     slow_consumers: int
     """Since its start."""
 
+    sync_interval: float | None = None
+    """Seconds after which it brings what it stores to the disk; None if it stores nothing."""
+
+    sync_always: bool = False
+    """Whether it does so before it acknowledges."""
+
 
 def check_server(facts: ServerFacts) -> list[Finding]:
     """Judge the connection: that there is one, what it takes, and whether others can read it."""

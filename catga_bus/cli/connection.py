@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from catga_bus.bus import Bus
 from catga_bus.cli.door import Door, DoorEvents
@@ -10,6 +10,9 @@ from catga_bus.config import BusConfig, server_urls
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.transport.nats_servers import parse_server
 from catga_bus.wire import Names, token
+
+if TYPE_CHECKING:
+    from catga_bus.transport.nats_core import NatsTransport
 
 CONNECT_TIMEOUT = 2.0
 """How long one call looks for a server, in seconds; a bus takes 5, but here somebody sits and waits."""
@@ -61,19 +64,18 @@ def inbox_of(url: str) -> str:
 
 
 @asynccontextmanager
-async def open_door(url: str | None, namespace: str) -> AsyncIterator[Door]:
+async def open_transport(url: str | None, name: str) -> AsyncIterator[tuple["NatsTransport", DoorEvents]]:
     """Connect, and close in the end; what was published by then is sent.
 
     Args:
         url: As `Bus` takes it, but for `memory://`, where nobody outside this process could be.
-        namespace: First token of all subjects.
+        name: Of the connection, as the server shows it.
 
     Raises:
         DisconnectedError: No server answers.
         AuthenticationError: The server refuses the credentials.
-        ConfigurationError: The address or the namespace cannot be used.
+        ConfigurationError: The address cannot be used.
     """
-    names = Names(namespace)
     urls = server_urls(url)
     config = BusConfig(inbox_prefix=inbox_of(urls[0]), connect_timeout=CONNECT_TIMEOUT)
     async with AsyncExitStack() as stack:
@@ -83,9 +85,22 @@ async def open_door(url: str | None, namespace: str) -> AsyncIterator[Door]:
         from catga_bus.transport.nats_core import NatsTransport  # here: other commands need not wait for it
 
         events = DoorEvents()
-        transport = NatsTransport(config.connection(urls, "catga/cli"), events)
+        transport = NatsTransport(config.connection(urls, name), events)
         try:
             await transport.connect()
-            yield Door(transport, names, events)
+            yield transport, events
         finally:
             await transport.close()
+
+
+@asynccontextmanager
+async def open_door(url: str | None, namespace: str) -> AsyncIterator[Door]:
+    """Connect for one message; otherwise as `open_transport`.
+
+    Args:
+        url: As `Bus` takes it.
+        namespace: First token of all subjects.
+    """
+    names = Names(namespace)
+    async with open_transport(url, "catga/cli") as (transport, events):
+        yield Door(transport, names, events)

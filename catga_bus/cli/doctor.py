@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from catga_bus.bus import Bus
-from catga_bus.cli.checks import check_capture, check_server, check_settings
+from catga_bus.cli.checks import ServerSettings, check_capture, check_server, check_settings
 from catga_bus.cli.connection import COMMAND_KEY, CONNECT_TIMEOUT, inbox_of, user_of
 from catga_bus.cli.examination import (
     Refusals,
@@ -28,6 +28,8 @@ from catga_bus.cli.options import Session, debug_option, json_option, namespace_
 from catga_bus.cli.output import print_json
 from catga_bus.cli.permissions import STREAM_NAMES, Use, check_needs, needs_of
 from catga_bus.cli.run import load_bus
+from catga_bus.cli.stored_checks import check_store
+from catga_bus.cli.stored_examination import store_facts
 from catga_bus.config import BusConfig, server_urls
 from catga_bus.errors import AuthenticationError, ConfigurationError, DisconnectedError
 from catga_bus.transport.base import ConnectionOptions
@@ -148,9 +150,16 @@ def _bus_of(target: str, url: str | None) -> Patient:
         bus.config.inbox_prefix,
         handles=tuple(entry.type_name for entry in bus.registry.requests()),
         hears=tuple(entry.type_name for entry in bus.registry.events()),
+        stores=stored_types(bus),
         disconnect_events=config.disconnect_events,
     )
     return Patient(bus.urls, config, use)
+
+
+def stored_types(bus: Bus) -> tuple[str, ...]:
+    """Return the types of commands and durable events that a bus handles."""
+    entries = (*bus.registry.commands(), *bus.registry.events())
+    return tuple(entry.type_name for entry in entries if entry.options.durable)
 
 
 def _config(urls: tuple[str, ...], namespace: str = "catga") -> BusConfig:
@@ -187,7 +196,8 @@ async def _examine(patient: Patient, monitors: Sequence[str], system_url: str | 
     names = Names(patient.config.namespace)
     async with _connected(_options(patient.config, patient.urls)) as (transport, refusals):
         findings = check_server(await server_facts(transport))
-        findings += await _examine_settings(transport, refusals, monitors, system_url)
+        settings, told = await _examine_settings(transport, refusals, monitors, system_url)
+        findings += told
         needs = needs_of(patient.use, names)
         permissions = await permissions_of(transport)
         tried = [] if permissions is not None else await try_needs(transport, refusals, needs)
@@ -196,6 +206,8 @@ async def _examine(patient: Patient, monitors: Sequence[str], system_url: str | 
         streams = await captured_by(transport, requests)
         may_ask = STREAM_NAMES not in refusals.subjects
         findings.append(check_capture(streams, requests, is_permitted=may_ask))
+        store = await store_facts(transport, refusals, names)
+        findings += check_store(store, settings, names, needs=bool(patient.use.stores), missing=_SETTINGS_FIX)
         findings += check_nodes(await examine_nodes(_witness(patient), transport, refusals, names), names)
     return findings
 
@@ -208,9 +220,14 @@ def _witness(patient: Patient) -> Bus:
 
 async def _examine_settings(
     transport: NatsTransport, refusals: Refusals, monitors: Sequence[str], system_url: str | None
-) -> list[Finding]:
-    """Read the settings of the servers in whatever way was given; without one, ask as the user that we are."""
-    settings, findings = [], []
+) -> tuple[list[ServerSettings], list[Finding]]:
+    """Read the settings of the servers in whatever way was given; without one, ask as the user that we are.
+
+    Returns:
+        What the servers say, and what is wrong with it.
+    """
+    settings: list[ServerSettings] = []
+    findings: list[Finding] = []
     for url in monitors:
         try:
             settings.append(await settings_by_monitoring(url))
@@ -227,8 +244,8 @@ async def _examine_settings(
     elif not monitors:
         settings += await settings_by_question(transport, refusals)
     if not settings and findings:
-        return findings
-    return [*findings, *check_settings(settings, _SETTINGS_FIX)]
+        return settings, findings
+    return settings, [*findings, *check_settings(settings, _SETTINGS_FIX)]
 
 
 def _show(findings: Sequence[Finding], *, as_json: bool) -> None:

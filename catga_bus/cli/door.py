@@ -1,7 +1,7 @@
 """Messages as JSON, without their classes: what any NATS client can send, in any language."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -49,9 +49,13 @@ class DoorEvents:
         self.denied: PermissionDeniedError | None = None
         """What the server refused, if anything."""
 
+        self.lost: Callable[[], None] = lambda: None
+        """Called when the connection is lost."""
+
     def on_disconnected(self, reason: str) -> None:
         """Fail what waits: its answer would come on a connection that is gone."""
         self._fail(DisconnectedError(f"the connection was lost: {reason}"))
+        self.lost()
 
     def on_reconnected(self, url: str) -> None:
         """Nothing waits any more."""

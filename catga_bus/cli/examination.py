@@ -66,6 +66,17 @@ class _UserInfo(msgspec.Struct):
     data: _Data
 
 
+class _Store(msgspec.Struct):
+    sync_interval: int = 0
+    """Nanoseconds."""
+
+    sync_always: bool = False
+
+
+class _JetStream(msgspec.Struct):
+    config: _Store | None = None
+
+
 class _Varz(msgspec.Struct):
     server_name: str
     version: str
@@ -77,8 +88,10 @@ class _Varz(msgspec.Struct):
     max_connections: int = 0
     slow_consumers: int = 0
     auth_required: bool = False
+    jetstream: _JetStream | None = None
 
     def settings(self) -> ServerSettings:
+        store = None if self.jetstream is None else self.jetstream.config
         return ServerSettings(
             name=self.server_name,
             version=self.version,
@@ -88,6 +101,8 @@ class _Varz(msgspec.Struct):
             connections=self.connections,
             max_connections=self.max_connections,
             slow_consumers=self.slow_consumers,
+            sync_interval=None if store is None else store.sync_interval * 1e-9,
+            sync_always=store is not None and store.sync_always,
         )
 
 

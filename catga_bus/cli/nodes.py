@@ -164,26 +164,26 @@ def nodes(
         else:
             await _show_once(view, namespace, as_json=as_json)
 
-    if not asyncio.run(_look(bus, show)) and not watch:
+    if not asyncio.run(look(bus, show)) and not watch:
         raise click.Abort
     return ExitCode.OK
 
 
-async def _look(bus: Bus, show: Callable[[], Awaitable[None]]) -> bool:
+async def look(bus: Bus, show: Callable[[], Awaitable[None]]) -> bool:
     """Start the bus and show the nodes; return whether that came to its end before SIGTERM or Ctrl-C did.
 
     Raises:
         BrokenPipeError: Nobody reads any more.
     """
 
-    async def look() -> None:
+    async def run() -> None:
         async with bus:
             await show()
 
     def end(_: str = "") -> None:
         looking.cancel()
 
-    looking = asyncio.create_task(look())
+    looking = asyncio.create_task(run())
     with Signals(end), _noticing_the_reader(end) as is_read:
         await asyncio.wait({looking})
     if not is_read():

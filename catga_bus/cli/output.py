@@ -1,10 +1,18 @@
 """What commands print on stdout."""
 
+import sys
 from typing import Any
 
 import click
 import msgspec
 import rich.console
+
+_WIDTH = 200  # columns where there is no terminal: nothing is cut off in files and pipes
+
+
+def table_console() -> rich.console.Console:
+    """Return what prints tables on stdout."""
+    return rich.console.Console(width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def print_json(value: Any) -> None:

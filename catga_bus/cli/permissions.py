@@ -101,6 +101,9 @@ class Use(msgspec.Struct, frozen=True):
     hears: tuple[str, ...] = ()
     """Event types that it handles."""
 
+    stores: tuple[str, ...] = ()
+    """Command types and types of durable events that it handles."""
+
     asks: tuple[str, ...] = ()
     """Request types that it sends."""
 

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 import click
 
-from catga_bus.cli.calls import broadcast, publish, send
+from catga_bus.cli.calls import broadcast, enqueue, publish, send
 from catga_bus.cli.demo import demo
+from catga_bus.cli.dlq import dlq
 from catga_bus.cli.doctor import doctor
+from catga_bus.cli.events import events
 from catga_bus.cli.exits import EXIT_CODES_HELP, ExitCode, exit_code_of, text_of
 from catga_bus.cli.nodes import nodes
 from catga_bus.cli.options import Session, debug_option
+from catga_bus.cli.partitions import partitions
 from catga_bus.cli.run import run
+from catga_bus.cli.streams import streams
 from catga_bus.cli.up import up
 from catga_bus.errors import CatgaError
 from catga_bus.version import __version__
@@ -41,7 +45,10 @@ def catga() -> None:
     """Typed messages between Python processes, over NATS."""
 
 
-for command in (up, run, send, publish, broadcast, nodes, doctor, demo):
+for command in (
+    *(up, run, send, enqueue, publish, broadcast),
+    *(nodes, partitions, streams, dlq, events, doctor, demo),
+):
     catga.add_command(command)
 
 

@@ -12,6 +12,7 @@ again within two minutes stores nothing, later it stores the message a second ti
 """
 
 from collections.abc import Awaitable, Callable
+from hashlib import blake2b
 
 import msgspec
 
@@ -27,14 +28,21 @@ class CannotRetryError(CatgaError):
     """A dead letter cannot be put back."""
 
 
+MAX_LANES = 500_000
+"""Keys that are remembered because a letter of theirs stays, about 100 bytes each."""
+
+
 class Tally(msgspec.Struct, frozen=True):
     """What became of several letters."""
 
     done: int
     """Retried, or dropped."""
 
-    left: int
+    left: int = 0
     """Asked for and left, because they cannot be put back."""
+
+    behind: int = 0
+    """Asked for and left, because an earlier letter with their key stays."""
 
 
 def queued_of(buried: Buried, stream: str, queue: WorkQueue) -> Queued:
@@ -93,6 +101,8 @@ async def retry_many(
     queue: WorkQueue,
     is_wanted: Callable[[DeadLetter], bool],
     on_progress: Callable[[int], None] = lambda _: None,
+    *,
+    in_order: bool = True,
 ) -> Tally:
     """Put letters back and remove them: those of one key in the order in which they were buried.
 
@@ -103,12 +113,14 @@ async def retry_many(
         queue: The work queue of the same service.
         is_wanted: Which.
         on_progress: Told how many are done.
+        in_order: Whether those stay that have an earlier one with their key, which stays.
 
     Raises:
         CatgaError: One could not be stored; it and those behind it are still dead letters.
     """
-    done = left = size = 0
+    done = left = behind = size = 0
     batch: list[Queued] = []
+    staying = _Lanes() if in_order else None
 
     async def flush() -> None:
         nonlocal done, size
@@ -119,19 +131,50 @@ async def retry_many(
         on_progress(done)
 
     async for buried in letters.oldest_first():
-        if buried.letter is None or not is_wanted(buried.letter):
+        letter = buried.letter
+        if letter is None:
+            continue
+        if not is_wanted(letter):
+            if staying is not None:
+                staying.add(letter)
+            continue
+        if staying is not None and letter in staying:
+            behind += 1
             continue
         try:
             record = queued_of(buried, letters.stream, queue)
         except CatgaError:
             left += 1
+            if staying is not None:
+                staying.add(letter)
             continue
         batch.append(msgspec.structs.replace(record, then=_removal(letters, buried.number)))
         size += buried.size_bytes
         if len(batch) >= BATCH_RECORDS or size >= BATCH_BYTES:
             await flush()
     await flush()
-    return Tally(done, left)
+    return Tally(done, left, behind)
+
+
+class _Lanes:
+    """The keys of letters that stay."""
+
+    def __init__(self) -> None:
+        self._hashes: set[bytes] = set()
+
+    def add(self, letter: DeadLetter) -> None:
+        if letter.key is not None:
+            self._hashes.add(self._hash(letter.key))
+            if len(self._hashes) > MAX_LANES:
+                raise CannotRetryError(
+                    f"more than {MAX_LANES:,} keys have letters that are to stay; retry all, or out of order"
+                )
+
+    def __contains__(self, letter: DeadLetter) -> bool:
+        return letter.key is not None and self._hash(letter.key) in self._hashes
+
+    def _hash(self, key: str) -> bytes:
+        return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _removal(letters: DeadLetters, number: int) -> Callable[[], Awaitable[bool]]:
@@ -159,4 +202,4 @@ async def drop_many(
             await letters.remove(buried.number)
             done += 1
             on_progress(done)
-    return Tally(done, 0)
+    return Tally(done)

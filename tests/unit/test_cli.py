@@ -24,6 +24,11 @@ from catga_bus.errors import (
 )
 
 COMMANDS = sorted(catga.commands)
+WAYS: dict[str, click.Command] = {  # every command with those inside it: "dlq ls"
+    f"{name} {inner}" if inner else name: command
+    for name in COMMANDS
+    for inner, command in [("", catga.commands[name]), *getattr(catga.commands[name], "commands", {}).items()]
+}
 
 
 def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -45,17 +50,17 @@ def test_the_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixtur
         assert f"\n    {exit_code:>3}  " in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WAYS)
 def test_the_help_of_a_command_has_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text, _ = run([command, "--help"], capsys)
+    code, text, _ = run([*command.split(), "--help"], capsys)
     assert code == 0
     assert "Examples:" in text
     assert f"\n    catga {command}" in text
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+@pytest.mark.parametrize("command", [name for name in WAYS if name not in ("run", "dlq", "events")])
 def test_every_command_that_prints_data_can_print_json(command: str) -> None:
-    assert "--json" in [name for option in catga.commands[command].params for name in option.opts]
+    assert "--json" in [name for option in WAYS[command].params for name in option.opts]
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ async def test_letters_that_are_not_whole_are_left(
     jetstream: ModelJetStream, letters: DeadLetters, queue: WorkQueue
 ) -> None:
     await letters.bury(letter(1, missing=9))
-    await letters.bury(letter(2))
+    await letters.bury(letter(2, key="b"))
     event = {"stream": NAMES.event_stream(), "subject": NAMES.event("Debited", 1)}
     await letters.bury(letter(3, key="", **event))
     await jetstream.publish(NAMES.dead_letter("shop", "x", "y"), b"hello")
@@ -345,6 +345,24 @@ async def test_letters_that_are_not_whole_are_left(
         assert buried is not None
         with pytest.raises(error):
             queued_of(buried, letters.stream, queue)
+
+
+async def test_what_stays_keeps_those_behind_it(
+    jetstream: ModelJetStream, letters: DeadLetters, queue: WorkQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = [("a", 0), ("b", 0), ("a", 9), ("a", 0), (None, 9), (None, 0), ("c", 0), ("b", 0)]
+    for number, (key, missing) in enumerate(facts, start=1):
+        await letters.bury(letter(number, key=key, missing=missing))
+    tally = await retry_many(letters, queue, lambda one: one.key != "c")
+    assert (tally.done, tally.left, tally.behind) == (4, 2, 1)
+    assert await numbers(letters) == [3, 4, 5, 7]
+    tally = await retry_many(letters, queue, lambda one: one.id == "m4")
+    assert (tally.done, tally.behind) == (0, 1)
+    tally = await retry_many(letters, queue, lambda one: one.id == "m4", in_order=False)
+    assert (tally.done, tally.behind) == (1, 0)
+    monkeypatch.setattr("catga_bus.durability.retrying.MAX_LANES", 1)
+    with pytest.raises(CannotRetryError, match="more than 1 keys"):
+        await retry_many(letters, queue, lambda _: False)
 
 
 async def test_letters_of_one_key_are_retried_in_their_order(
