@@ -50,14 +50,13 @@ class Worker:
         self._settle = self._outcomes.settle
         self._lookup = None if shop.inbox is None else Lookup(shop, shop.inbox, self._found, self._not_found_out)
         self._caution = Caution(shop, keeping, self._pick, self._start_marked, self._outcomes.put_off)
-        self._strangers = Strangers(shop, unknown, self._serve, self.again)
+        self._strangers = Strangers(shop, unknown, self._serve, self.again, self._lift)
         self._queues: dict[Bench, Queue] = {}
         self._aside: list[Job] = []  # what no handler takes, while nothing may start
         self._timers: dict[Job, asyncio.TimerHandle] = {}
         self._troubled: dict[Job, None] = {}  # since the longest time first
         self._answered: list[int] = []  # records that are done and not reported yet
-        self._barrier: Record | None = None  # of keys that nobody here can read: nothing behind it is taken apart
-        self._behind: list[tuple[DeliveredMessage, int | None]] = []
+        self._behind: list[tuple[DeliveredMessage, int | None]] = []  # a record that nothing passes
         self._is_open = False  # whether anything may start
         self._is_direct = False  # whether jobs may start side by side
         self._is_finishing = False
@@ -68,7 +67,7 @@ class Worker:
     @property
     def wanted(self) -> int:
         """For how many more records there is room in the window, beside those in hand; 0 when it is full."""
-        return 0 if self._is_finishing or self._barrier is not None else self._lanes.wanted
+        return 0 if self._is_finishing or self._strangers.barrier is not None else self._lanes.wanted
 
     @property
     def highest(self) -> int:
@@ -126,7 +125,7 @@ class Worker:
         """
         if self._is_finishing:
             return
-        if self._barrier is not None:
+        if self._strangers.barrier is not None:
             self._behind.append((record, killer))
             return
         opened = open_record(self._shop, self, record, stream=self._stream, by_type=self._by_type)
@@ -142,11 +141,9 @@ class Worker:
             self._keeping.done(record.sequence)
             return
         self._strangers.meet(record)
-        if record in self._strangers.held and record.frames[0].message.type == "":
-            self._barrier = record
         for job in ready:
             self._offer(job)
-        if self._is_open and record in self._strangers.held:
+        if self._is_open and self._strangers.held is not None:
             self._strangers.consider()
         if self._troubled and self._lanes.is_full:
             self._say_full()
@@ -165,7 +162,7 @@ class Worker:
     def _offer(self, job: Job) -> None:
         """Start a job that may start, now or when there is room."""
         place = job.place
-        if place is None or job.doom is not None or self._strangers.held:
+        if place is None or job.doom is not None or self._strangers.held is not None:
             self._set_aside(job)
             return
         bench = place.bench
@@ -195,14 +192,14 @@ class Worker:
 
     def _serve(self, job: Job) -> None:
         """Do with a job that may start what there is to do with it."""
-        held = self._strangers.held.get(job.record)
-        if held is not None:
-            held.append(job)
+        strangers = self._strangers
+        if strangers.held is not None and job.record is strangers.barrier:
+            strangers.held.append(job)
         elif job.doom is not None:
             self._lanes.begin(job)
             self._outcomes.bury(job, job.doom)
         elif job.place is None:
-            self._strangers.wait(job)
+            strangers.wait(job)
         else:
             self._queue(job, job.place.bench)
 
@@ -359,7 +356,8 @@ class Worker:
             if not self._answered:
                 self._shop.loop.call_soon(self._report)
             self._answered.append(record.sequence)
-        if record is self._barrier:
+        if record is self._strangers.barrier:
+            self._strangers.forget()
             self._lift()
 
     def _report(self) -> None:
@@ -369,8 +367,7 @@ class Worker:
         self._note_empty()
 
     def _lift(self) -> None:
-        """Take apart what came behind a record that could not be read."""
-        self._barrier = None
+        """Take apart what came behind a record that nothing passed."""
         behind, self._behind = self._behind, []
         for message, killer in behind:
             self.take(message, killer=killer)
@@ -380,7 +377,7 @@ class Worker:
     def pause(self) -> None:
         """Start nothing more; what runs goes on. So it begins."""
         self._is_open = self._is_direct = False
-        self._strangers.cancel()
+        self._strangers.pause()
         for queue in self._queues.values():
             queue.is_open = False
         for job in self._lanes.undone():
@@ -432,7 +429,7 @@ class Worker:
         self._emptied.set()
 
     def _let_go(self, jobs: list[Job]) -> None:
-        """Forget jobs, and what came behind a record that could not be read."""
+        """Forget jobs, and what came behind a record that nothing passed."""
         for job in jobs:
             self._recall(job)
             self._troubled.pop(job, None)
@@ -440,11 +437,9 @@ class Worker:
             if timer is not None:
                 timer.cancel()
         self._aside = [job for job in self._aside if not job.record.lost]
-        for record in [record for record in self._strangers.held if record.lost]:
-            del self._strangers.held[record]
         self._behind.clear()
-        if self._barrier is not None and self._barrier.lost:
-            self._barrier = None
+        if self._strangers.barrier is not None and self._strangers.barrier.lost:
+            self._strangers.forget()
 
     def _recall(self, job: Job) -> None:
         """Have a job back that is with the dispatcher and has not started."""

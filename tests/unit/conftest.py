@@ -1,11 +1,14 @@
-"""What tests of both ends of the request lane share."""
+"""What tests of both ends of the request lane share, and what those of stored work do."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from catga_bus import Router
 from tests.unit.lane import FakeNode, StartNode
+from tests.unit.work_rig import Rig, Start
 
 
 @pytest.fixture
@@ -26,3 +29,17 @@ async def start_node(url: str) -> AsyncIterator[StartNode]:
     yield start
     for node in nodes:
         await node.stop()
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts rigs of stored work, which are stopped in the end."""
+    rigs: list[Rig] = []
+
+    async def started(router: Router, **options: Any) -> Rig:
+        rigs.append(await Rig(router, **options).start())
+        return rigs[-1]
+
+    yield started
+    for rig in rigs:
+        await rig.stop()

@@ -598,6 +598,49 @@ async def test_handlers_that_hold_the_loop_let_others_have_a_turn() -> None:
         assert node.statistics().requests.gaps == 0
 
 
+# -- what is submitted -----------------------------------------------------------------------------------------
+
+
+async def test_what_is_submitted_is_taken_in_however_full_the_node_is(rig: Rig) -> None:
+    full = Rig(intake=1)
+    station = full.station(answer)
+    delivery = Delivery(station, "a", None, 1, None, "sender", "a", 1, math.inf, full._settle)
+    assert full.deliver(station, "first", "second") == [True, False]
+    full.dispatcher.submit(delivery)
+    full.dispatcher.wake()
+    await full.all_settled(2)
+    assert full.ids == ["first", "a"]
+    assert full.dispatcher.statistics().busy == 1
+    await full.dispatcher.close()
+
+
+async def test_it_is_said_when_the_last_thread_of_a_settled_delivery_has_ended(buses: tuple[Bus, Bus]) -> None:
+    node, client = buses
+    release, said = threading.Event(), []
+
+    @node.handler(timeout=0.02)
+    def handle(request: Ask) -> int:
+        release.wait(10)
+        return 1
+
+    await node.start()
+    settle = node._open().responder._settle
+
+    def watch(delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
+        delivery.freed = lambda one: said.append((one.id, one.stuck))
+        settle(delivery, status, value, seconds)
+
+    node._open().responder._settle = watch  # type: ignore[method-assign]
+    try:
+        assert isinstance(await client.send(Ask()), Err)
+        assert (said, node.statistics().handlers.handlers[0].stuck) == ([], 1)
+    finally:
+        release.set()
+    await eventually(lambda: len(said) == 1)
+    assert said[0][1] == 0
+    assert node.statistics().handlers.handlers[0].stuck == 0
+
+
 # -- closing ---------------------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 
-from catga_bus import Command, Context, Event, Fence, Router
+from catga_bus import Command, Context, Event, Fence, RetryOptions, Router
 from catga_bus.clock import monotonic
 from catga_bus.codec import Gate
 from catga_bus.dispatch.deliveries import Delivery
@@ -33,6 +33,7 @@ from catga_bus.wire import Fault, Kind, Names, Status, join_batch
 
 INBOX = "_INBOX.sender"
 STREAM = "catga-cmd-shop"
+QUICK = RetryOptions(first=0.002, longest=0.01)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -225,6 +226,7 @@ class Rig:
         self.order: list[str] = [] if inbox is None else inbox.order
         self.asked: list[str] = []
         self.hands_over = False
+        self.on_answer: Callable[[], None] = lambda: None
         self.utc = 1_000_000.0
         self._unroutable_after = unroutable_after
         self._threads: list[HandlerThreads] = []
@@ -235,7 +237,7 @@ class Rig:
         """Build the room and one worker."""
         self.transport = MemoryTransport(ConnectionOptions(urls=(f"memory://{uuid4().hex}",)), RecordedEvents())
         await self.transport.connect()
-        await self.transport.subscribe(INBOX, self._on_answer)
+        self.transport.publish = self._publish(self.transport.publish)  # type: ignore[method-assign]
         coalescer = self._coalescer = Coalescer(
             self.transport, max_frames=64, max_bytes=262_144, max_held_bytes=1_000_000
         )
@@ -309,12 +311,19 @@ class Rig:
             stake=delivery.stake,
         )
 
-    def _on_answer(self, subject: str, payload: bytes, reply: str, _: Mapping[str, str] | None) -> None:
-        for frame in Gate().answers(payload).frames:
-            status = Status(frame.status)
-            body = msgspec.msgpack.decode(frame.body, type=Any if status is Status.OK else Fault)
-            self.answers.append((frame.id, status, body))
-            self.order.append(f"answer {frame.id}")
+    def _publish(self, publish: Callable[..., None]) -> Callable[..., None]:
+        """Take down answers the moment that they leave."""
+
+        def noting(subject: str, payload: bytes, **options: Any) -> None:
+            for frame in Gate().answers(payload).frames if subject == INBOX else ():
+                status = Status(frame.status)
+                body = msgspec.msgpack.decode(frame.body, type=Any if status is Status.OK else Fault)
+                self.answers.append((frame.id, status, body))
+                self.order.append(f"answer {frame.id}")
+                self.on_answer()
+            publish(subject, payload, **options)
+
+        return noting
 
     # -- records ---------------------------------------------------------------------------------------------
 
@@ -352,3 +361,39 @@ class Rig:
         """Wait until these records, and no others, are acknowledged."""
         await eventually(lambda: len(self.keeper.acked) >= len(sequences), what=f"{sequences} acknowledged")
         assert sorted(self.keeper.acked) == sorted(sequences)
+
+
+Start = Callable[..., Coroutine[Any, Any, Rig]]
+"""Starts a rig that is stopped when its test is over."""
+
+
+class Desk:
+    """Handlers that note what they see, and do what is told for a key."""
+
+    def __init__(self, **options: Any) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.attempts: list[int] = []
+        self.failing: dict[str, int] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+        self.router = Router()
+        self.router.handler(**{"retry": QUICK, **options})(self.debit)
+        self.router.handler(self.close)
+
+    async def debit(self, command: Debit, ctx: Context) -> int:
+        """Take money."""
+        self.seen.append((command.account, command.cents))
+        self.attempts.append(ctx.attempt)
+        if (gate := self.gates.get(command.account)) is not None:
+            await gate.wait()
+        if self.failing.get(command.account, 0) > 0:
+            self.failing[command.account] -= 1
+            raise ValueError("no money")
+        return command.cents
+
+    async def close(self, command: Close) -> None:
+        """Close an account."""
+        self.seen.append((command.account, -1))
+
+    def of(self, key: str) -> list[int]:
+        """What was seen of a key."""
+        return [cents for account, cents in self.seen if account == key]
