@@ -28,11 +28,23 @@ from catga_bus.errors import CatgaError
 
 
 class FencedError(CatgaError):
-    """The effect carries an epoch below the highest that the store has seen: another node owns the partition."""
+    """The effect carries an epoch below the highest that the store has seen: another node owns the partition.
+
+    Attributes:
+        highest: That epoch; 0 if it is not known.
+    """
+
+    def __init__(self, message: str, highest: int = 0) -> None:
+        super().__init__(message)
+        self.highest = highest
 
 
 class InboxError(CatgaError):
     """The store cannot be read or written; the text names it, what is wrong, and the fix. Nothing was committed."""
+
+
+class SlowTransactionError(InboxError):
+    """A handler had the transaction for longer than `transaction_timeout`: the handler is to blame, not the store."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -47,6 +59,16 @@ class Recorded(msgspec.Struct, frozen=True):
 
 class Unit(Effects, Protocol):
     """One execution of a handler, and what is to be committed for it. Ended once, by `commit` or by `rollback`."""
+
+    @property
+    def outbound(self) -> Sequence[Outbound]:
+        """What was given to `send`, in order: to be published once it is committed."""
+        ...
+
+    @property
+    def failure(self) -> InboxError | None:
+        """Why it failed, if the store is to blame: the handler's attempt does not count then."""
+        ...
 
     async def commit(self, result: Recorded) -> Recorded:
         """Commit everything, with the result; return it, or the recorded one if the message was done meanwhile.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from catga_bus.clock import Clock, monotonic, utc_now
-from catga_bus.durability.inbox import InboxError, Outbound, Recorded
+from catga_bus.durability.inbox import InboxError, Outbound, Recorded, SlowTransactionError
 from catga_bus.durability.sqlite_store import SWEPT_AT_ONCE, Finished, SqliteStore
 from catga_bus.durability.sqlite_writer import MAX_UNITS, Door, Kind, Turn, Writer
 from catga_bus.errors import ConfigurationError
@@ -162,6 +162,7 @@ class SqlTransaction:
         self._writer = writer
         self._turn = turn
         self.has_begun = False
+        self.failure: InboxError | None = None
 
     async def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
         """Run a statement that writes; return the number of rows it changed."""
@@ -179,14 +180,23 @@ class SqlTransaction:
         if self._turn.is_ended:
             raise InboxError(f"the transaction of message {self._turn.message_id} has ended: its handler has returned")
         self.has_begun = True
-        result: T = await self._writer.put(Kind.STATEMENT, self._turn, call=call)
+        try:
+            result: T = await self._writer.put(Kind.STATEMENT, self._turn, call=call)
+        except InboxError as error:
+            self.failure = blamed_on_store(error)
+            raise
         return result
+
+
+def blamed_on_store(error: InboxError) -> InboxError | None:
+    """Return an error that no handler is to blame for."""
+    return None if isinstance(error, SlowTransactionError) else error
 
 
 class SqlUnit:
     """One execution of a handler, and what is to be committed for it."""
 
-    __slots__ = ("_fence", "_message_id", "_outbound", "_service", "_transaction", "_turn", "_writer")
+    __slots__ = ("_failure", "_fence", "_message_id", "_outbound", "_service", "_transaction", "_turn", "_writer")
 
     def __init__(self, writer: Writer, service: str, message_id: str, fence: Fence) -> None:
         self._writer = writer
@@ -196,6 +206,17 @@ class SqlUnit:
         self._turn = Turn(message_id)
         self._transaction: SqlTransaction | None = None
         self._outbound: list[Outbound] = []
+        self._failure: InboxError | None = None
+
+    @property
+    def outbound(self) -> Sequence[Outbound]:
+        """What was given to `send`, in order."""
+        return self._outbound
+
+    @property
+    def failure(self) -> InboxError | None:
+        """Why it failed, if the store is to blame."""
+        return self._failure or (self._transaction.failure if self._transaction is not None else None)
 
     async def transaction(self) -> SqlTransaction:
         """Return the transaction of this execution, always the same one; it begins with its first statement."""
@@ -211,7 +232,11 @@ class SqlUnit:
         """Commit everything, with the result; return it, or the recorded one if the message was done meanwhile."""
         self._end()
         unit = Finished(self._service, self._message_id, self._fence, result, self._outbound)
-        committed: Recorded = await self._writer.put(Kind.FINISH, self._turn, unit=unit)
+        try:
+            committed: Recorded = await self._writer.put(Kind.FINISH, self._turn, unit=unit)
+        except InboxError as error:
+            self._failure = blamed_on_store(error)
+            raise
         return committed
 
     async def rollback(self) -> None:

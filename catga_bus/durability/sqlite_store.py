@@ -273,7 +273,8 @@ class SqliteStore:
             of = f"message {message_id}" if message_id else "the outbox"
             return FencedError(
                 f"{of} of service {service!r}: epoch {epoch} of partition {domain}.{partition} is stale, "
-                f"the store has seen {highest}: another node owns the partition"
+                f"the store has seen {highest}: another node owns the partition",
+                highest,
             )
         if epoch > highest:
             self._raise(service, fence)

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 from catga_bus.clock import Clock
-from catga_bus.durability.inbox import InboxError
+from catga_bus.durability.inbox import InboxError, SlowTransactionError
 from catga_bus.durability.sqlite_store import Finished, SqliteStore
 
 MAX_UNITS = 256
@@ -314,12 +314,14 @@ class Writer:
         """A statement failed: tell the handler; if the store is at fault, or the transaction is gone, all of it."""
         explained = self._late(job.turn) if self._is_late() else self._explained(error)
         _tell([(job.answer, explained or error)])
-        if not self._store.in_transaction:
-            raise explained or InboxError(f"a statement of message {job.turn.message_id} rolled back all: {error}")
-        if explained is not None:
-            self._store.undo()
-            self._end_turn(job.turn, explained)
+        is_lost = not self._store.in_transaction
+        if explained is not None or is_lost:
+            if not is_lost:
+                self._store.undo()
+            self._end_turn(job.turn, explained or InboxError(f"its statement rolled back the transaction: {error}"))
             self._current = None
+        if is_lost:
+            raise InboxError(f"the store rolled back what was not committed yet, with a statement that failed: {error}")
 
     def _call(self, job: Job) -> None:
         assert job.call is not None
@@ -338,8 +340,8 @@ class Writer:
     def _is_late(self) -> bool:
         return self._current is not None and self._clock() - self._current_since >= self._transaction_timeout
 
-    def _late(self, turn: Turn) -> InboxError:
-        return InboxError(
+    def _late(self, turn: Turn) -> SlowTransactionError:
+        return SlowTransactionError(
             f"the transaction of message {turn.message_id} was open for more than {self._transaction_timeout} s and "
             f"was rolled back: all others wait for it; await nothing slow in it, or raise transaction_timeout"
         )

@@ -12,7 +12,7 @@ from typing import ClassVar, TypeAlias
 
 import pytest
 
-from catga_bus.durability.inbox import FencedError, Inbox, InboxError, Outbound, Recorded, Unit
+from catga_bus.durability.inbox import FencedError, Inbox, InboxError, Outbound, Recorded, SlowTransactionError, Unit
 from catga_bus.partition.work import Fence
 from catga_bus.testing.waiting import eventually
 
@@ -116,7 +116,9 @@ class InboxContract:
         unit = inbox.unit(SERVICE, "m-1", FENCE)
         await pay(unit, "m-1")
         unit.send(outbound(1))
+        assert list(unit.outbound) == [outbound(1)]
         await unit.rollback()
+        assert unit.failure is None
         assert await inbox.find(SERVICE, "m-1") is None
         assert await payments(inbox) == []
         assert await inbox.unsent(SERVICE, FENCE, 10) == []
@@ -210,8 +212,9 @@ class InboxContract:
         unit = inbox.unit(SERVICE, "m-2", Fence(FENCE.partition, FENCE.epoch - 1))
         await pay(unit, "m-2")
         unit.send(outbound(1))
-        with pytest.raises(FencedError, match=f"m-2.*{FENCE.epoch - 1}.*{FENCE.epoch}"):
+        with pytest.raises(FencedError, match=f"m-2.*{FENCE.epoch - 1}.*{FENCE.epoch}") as caught:
             await unit.commit(DONE)
+        assert caught.value.highest == FENCE.epoch
         with pytest.raises(FencedError):
             await mark(inbox, "m-3", fence=Fence(FENCE.partition, 1))
         assert await inbox.find_many(SERVICE, ["m-2", "m-3"]) == {}
@@ -428,6 +431,8 @@ class InboxContract:
             await waiting
         with pytest.raises(InboxError, match="closed"):
             await first.commit(DONE)
+        assert first.failure is not None
+        assert second.failure is not None
         assert await payments(await open_inbox("first")) == []
 
     # Retention
@@ -464,8 +469,9 @@ class InboxContract:
         slow = inbox.unit(SERVICE, "slow", FENCE)
         await pay(slow, "slow")
         assert await do(inbox, "m-1") == DONE  # it had to wait for the time-out
-        with pytest.raises(InboxError, match=r"slow was open for more than .* s and was rolled back"):
+        with pytest.raises(SlowTransactionError, match=r"slow was open for more than .* s and was rolled back"):
             await pay(slow, "slow again")
+        assert slow.failure is None  # the handler is to blame, not the store
         with pytest.raises(InboxError, match="slow was open"):
             await slow.commit(DONE)
         await slow.rollback()
