@@ -53,9 +53,9 @@ class Room:
 
     def has(self, line: Line) -> bool:
         """Whether a message for a line may be taken in now, before all who wait."""
-        if self._callers and line in self._callers:
+        if self._count and (line in self._callers or line in self._granted):
             return False
-        return not self._granted.get(line) and self._fits(line)
+        return self._fits(line)
 
     def _fits(self, line: Line) -> bool:
         return (

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import logging
 import random
 import secrets
 from collections.abc import Callable
@@ -11,39 +10,26 @@ from typing import Any
 import msgspec
 
 from catga_bus.clock import Clock
-from catga_bus.codec import Body, Gate
-from catga_bus.codec.frames import encode_keyed, key_as_text
+from catga_bus.codec import Gate
+from catga_bus.codec.frames import encode_keyed
 from catga_bus.durability.answers import Answers
+from catga_bus.durability.outlets import Kind, Outlet, Outlets, key_of
 from catga_bus.durability.postings import Line, Posting
 from catga_bus.durability.room import Room
-from catga_bus.durability.routes import EVENT_LOG, Route, Routes, schema_hash
+from catga_bus.durability.routes import Routes
 from catga_bus.durability.writer import Writer, WriterStatistics
 from catga_bus.effects import Outbound
-from catga_bus.errors import (
-    ConfigurationError,
-    DeadlineExceededError,
-    DisconnectedError,
-    InvalidMessageError,
-    NoHandlerError,
-    Outcome,
-)
-from catga_bus.messages import Command, Event, options_of, reply_type
-from catga_bus.partition.hashing import partition_of
+from catga_bus.errors import DeadlineExceededError, DisconnectedError, Outcome
+from catga_bus.messages import Command, Event
 from catga_bus.result import Err, Ok, Stored
 from catga_bus.transport.base import Transport
-from catga_bus.transport.jetstream import JetStream, JetStreamUnknownError
+from catga_bus.transport.jetstream import JetStream
 from catga_bus.wire import Names
 
 
 def draw_record_id() -> str:
     """Return 96 random bits as text: nobody can store another record under it first."""
     return base64.urlsafe_b64encode(secrets.token_bytes(12)).decode()
-
-
-log = logging.getLogger("catga_bus.durability")
-
-_CHECK_SECONDS = 5.0  # between two looks at what the handlers of an event declare
-_CHECK_PATIENCE = 0.5
 
 
 class SenderStatistics(msgspec.Struct, frozen=True):
@@ -63,23 +49,6 @@ class SenderStatistics(msgspec.Struct, frozen=True):
     """What came to the inbox and was no answer."""
 
     written: WriterStatistics
-
-
-class _Outlet(msgspec.Struct):
-    """What is known of one message class on its way out."""
-
-    type_name: str
-    key_field: str | None
-    schema: str
-    decode: Callable[[Any], Any] | None
-    """Of the reply; None for events."""
-
-    checked: Route | None = None
-    """The route that the class was last compared with."""
-
-    is_warned: bool = False
-    check_at: float = 0.0
-    """Events: when the class is to be compared with its route, for which nobody waits."""
 
 
 class Sender:
@@ -131,7 +100,7 @@ class Sender:
             clock=clock,
             rng=rng,
         )
-        self._outlets: dict[type, _Outlet] = {}
+        self._outlets = Outlets(routes, names, self._writer.line, clock)
         self._max_payload = transport.max_payload
         self._is_closed = False
         self._commands = self._events = 0
@@ -198,13 +167,8 @@ class Sender:
             ConfigurationError: The class is no command, or differs from its route in `partition_by`.
             PermissionDeniedError: The server refuses the subject to this user.
         """
-        line, posting = await self._command(command, message_id, timeout, key, trace, wants_result=True)
-        self._answers.expect(posting)
-        try:
-            result: Ok[Any] | Err = await self._posted(line, posting)
-            return result
-        finally:
-            self._answers.forget(posting)
+        result: Ok[Any] | Err = await self._post(command, "Command", message_id, timeout, key, trace, wants_result=True)
+        return result
 
     async def enqueue(
         self,
@@ -220,8 +184,7 @@ class Sender:
         Raises:
             CallError: It is not stored, or that is not known: see `outcome`. Otherwise as for `send`.
         """
-        line, posting = await self._command(command, message_id, timeout, key, trace, wants_result=False)
-        stored: Stored = await self._posted(line, posting)
+        stored: Stored = await self._post(command, "Command", message_id, timeout, key, trace)
         return stored
 
     async def publish(
@@ -234,32 +197,7 @@ class Sender:
         trace: str | None = None,
     ) -> Stored:
         """Store a durable event in the log and return when that is certain; raises as `enqueue` does."""
-        outlet = self._outlets.get(type(event)) or self._add(type(event), "Event")
-        now = self._clock()
-        deadline = now + timeout
-        log = self._routes.known(EVENT_LOG, now) or await self._found(outlet, EVENT_LOG, timeout)
-        if now >= outlet.check_at:
-            await self._check_event(type(event), outlet, deadline)
-        text = _key(event, outlet, key)
-        partition = partition_of(message_id if text is None else text, log.partitions)
-        line = self._writer.line(self._names.event_stream(), partition)
-        subject = self._names.event(outlet.type_name, partition)
-        posting = await self._posting(line, outlet, event, message_id, text, subject, deadline, trace)
-        self._events += 1
-        stored: Stored = await self._posted(line, posting)
-        return stored
-
-    async def store(self, outbound: Outbound, *, timeout: float) -> Stored:
-        """Store what `prepare` has made; raises as `enqueue` does."""
-        stream = self._names.command_stream(outbound.service) if outbound.service else self._names.event_stream()
-        partition = int(outbound.subject.rpartition(".")[2])
-        line = self._writer.line(stream, partition)
-        deadline = self._clock() + timeout
-        await self._wait_room(line, outbound.subject, deadline)
-        posting = Posting(
-            outbound.message_id, outbound.subject, outbound.subject, outbound.frame, deadline, self._create_future()
-        )
-        stored: Stored = await self._posted(line, posting)
+        stored: Stored = await self._post(event, "Event", message_id, timeout, key, trace)
         return stored
 
     async def prepare(
@@ -272,65 +210,64 @@ class Sender:
         trace: str | None = None,
     ) -> Outbound:
         """Return a command or event as it will be stored by `store`: for transactions. Raises as `enqueue` does."""
-        is_event = isinstance(message, Event)
-        outlet = self._outlets.get(type(message)) or self._add(type(message), "Event" if is_event else "Command")
-        name = EVENT_LOG if is_event else outlet.type_name
-        route = self._routes.known(name, self._clock()) or await self._found(outlet, name, timeout)
-        if not is_event:
-            self._compare(type(message), outlet, route)
-        text = _key(message, outlet, key)
-        partition = partition_of(message_id if text is None else text, route.partitions)
+        deadline = self._clock() + timeout
+        outlet = self._outlets.of(type(message), "Event" if isinstance(message, Event) else "Command")
+        await self._make_ready(outlet, deadline)
+        text = key_of(message, outlet, key)
+        _, subject = self._outlets.way(outlet, message_id if text is None else text)
         frame = encode_keyed(message, outlet.type_name, message_id, text, None, trace, self._max_payload)
-        if is_event:
-            return Outbound(self._names.event(outlet.type_name, partition), message_id, frame)
-        return Outbound(self._names.command(route.service, partition), message_id, frame, route.service)
+        return Outbound(subject, message_id, frame, "" if outlet.route is None else outlet.route.service)
+
+    async def store(self, outbound: Outbound, *, timeout: float) -> Stored:
+        """Store what `prepare` has made; raises as `enqueue` does."""
+        stream = self._names.command_stream(outbound.service) if outbound.service else self._names.event_stream()
+        line = self._writer.line(stream, int(outbound.subject.rpartition(".")[2]))
+        deadline = self._clock() + timeout
+        subject = outbound.subject
+        await self._wait_room(line, subject, deadline)
+        posting = Posting(outbound.message_id, subject, subject, outbound.frame, deadline, self._create_future())
+        stored: Stored = await self._posted(line, posting)
+        return stored
 
     # -- to the lines --------------------------------------------------------------------------------------
 
-    async def _command(
-        self, command: Any, message_id: str, timeout: float, key: object, trace: str | None, *, wants_result: bool
-    ) -> tuple[Line, Posting]:
-        outlet = self._outlets.get(type(command)) or self._add(type(command), "Command")
-        now = self._clock()
-        deadline = now + timeout
-        route = self._routes.known(outlet.type_name, now) or await self._found(outlet, outlet.type_name, timeout)
-        if route is not outlet.checked:
-            self._compare(type(command), outlet, route)
-        text = _key(command, outlet, key)
-        partition = partition_of(message_id if text is None else text, route.partitions)
-        line = self._writer.line(self._names.command_stream(route.service), partition)
-        subject = self._names.command(route.service, partition)
-        posting = await self._posting(
-            line, outlet, command, message_id, text, subject, deadline, trace, wants_result=wants_result
-        )
-        self._commands += 1
-        return line, posting
-
-    async def _posting(
+    async def _post(
         self,
-        line: Line,
-        outlet: _Outlet,
         message: Any,
+        kind: Kind,
         message_id: str,
-        key: str | None,
-        subject: str,
-        deadline: float,
+        timeout: float,
+        key: object,
         trace: str | None,
         *,
         wants_result: bool = False,
-    ) -> Posting:
-        await self._wait_room(line, outlet.type_name, deadline)
-        remaining_ms = max(0, int((deadline - self._clock()) * 1000.0)) if wants_result else None
-        frame = encode_keyed(message, outlet.type_name, message_id, key, remaining_ms, trace, self._max_payload)
-        decode = outlet.decode if wants_result else None
-        return Posting(message_id, outlet.type_name, subject, frame, deadline, self._create_future(), decode)
-
-    async def _wait_room(self, line: Line, what: str, deadline: float) -> None:
-        """Wait for room; what was awaited before may have used up the time."""
-        self._check_open(what, deadline)
+    ) -> Any:
+        """Send a message. Where nothing has to be waited for, it is in its line before anything else runs."""
+        now = self._clock()
+        deadline = now + timeout
+        outlet = self._outlets.of(type(message), kind)
+        if self._is_closed or timeout <= 0.0 or not self._outlets.is_ready(outlet, now):
+            await self._make_ready(outlet, deadline)
+        text = key_of(message, outlet, key)
+        line, subject = self._outlets.way(outlet, message_id if text is None else text)
         if not self._room.has(line):
-            await self._room.wait(line, deadline - self._clock())
-            self._check_open(what, deadline)
+            await self._wait_room(line, outlet.type_name, deadline)
+        name = outlet.type_name
+        remaining_ms = max(0, int((deadline - self._clock()) * 1000.0)) if wants_result else None
+        frame = encode_keyed(message, name, message_id, text, remaining_ms, trace, self._max_payload)
+        if kind == "Command":
+            self._commands += 1
+        else:
+            self._events += 1
+        posting = Posting(message_id, name, subject, frame, deadline, self._create_future())
+        if not wants_result:
+            return await self._posted(line, posting)
+        posting.decode = outlet.decode
+        self._answers.expect(posting)
+        try:
+            return await self._posted(line, posting)
+        finally:
+            self._answers.forget(posting)
 
     async def _posted(self, line: Line, posting: Posting) -> Any:
         self._writer.post(line, posting)
@@ -340,89 +277,21 @@ class Sender:
             self._writer.cancel(line, posting)
             raise
 
+    async def _make_ready(self, outlet: Outlet, deadline: float) -> None:
+        self._check_open(outlet.type_name, deadline)
+        await self._outlets.make_ready(outlet, deadline)
+        self._check_open(outlet.type_name, deadline)
+
+    async def _wait_room(self, line: Line, what: str, deadline: float) -> None:
+        """Wait for room; what was awaited before may have used up the time."""
+        self._check_open(what, deadline)
+        if not self._room.has(line):
+            await self._room.wait(line, deadline - self._clock())
+            self._check_open(what, deadline)
+
     def _check_open(self, what: str, deadline: float) -> None:
         if self._is_closed:
             raise DisconnectedError(f"{what}: the bus was closed before it was sent", outcome=Outcome.NOT_RUN)
         if deadline <= self._clock():
             text = f"{what}: the deadline passed before it was written"
             raise DeadlineExceededError(text, outcome=Outcome.NOT_RUN, retryable=True)
-
-    def _add(self, cls: type, kind: str) -> _Outlet:
-        options = options_of(cls)
-        if options.kind != kind:
-            raise ConfigurationError(
-                f"{cls.__name__} is {_WITH_ARTICLE[options.kind]} and not {_WITH_ARTICLE[kind]}: "
-                f"{_WHAT_TO_DO[options.kind]}"
-            )
-        decode: Callable[[Any], Any] | None = Body(reply_type(cls)).decode if kind == "Command" else None
-        outlet = self._outlets[cls] = _Outlet(options.type_name, options.partition_by, schema_hash(cls), decode)
-        return outlet
-
-    async def _found(self, outlet: _Outlet, name: str, timeout: float) -> Route:
-        """Return the route of a command, or that of the log, which is known by another name."""
-        try:
-            route = await self._routes.find(name, timeout)
-        except JetStreamUnknownError as error:
-            raise DeadlineExceededError(str(error), outcome=Outcome.NOT_RUN, retryable=True) from error
-        if route is not None:
-            return route
-        if name == EVENT_LOG:
-            text = f"{outlet.type_name}: there is no log of events: start a node that handles durable events"
-        else:
-            text = f"no service handles the command {outlet.type_name}, or not all of its nodes do yet"
-        raise NoHandlerError(text, outcome=Outcome.NOT_RUN, retryable=True)
-
-    async def _check_event(self, cls: type, outlet: _Outlet, deadline: float) -> None:
-        """Compare the class of an event with those of its handlers, if there are some and that can be known now."""
-        outlet.check_at = self._clock() + _CHECK_SECONDS
-        try:
-            route = await self._routes.find(outlet.type_name, min(_CHECK_PATIENCE, deadline - self._clock()))
-        except JetStreamUnknownError:
-            return
-        if route is not None:
-            self._compare(cls, outlet, route)
-
-    def _compare(self, cls: type, outlet: _Outlet, route: Route) -> None:
-        where = f"in the service {route.service!r}" if route.service else "where it is handled"
-        if route.partition_by != outlet.key_field:
-            raise ConfigurationError(
-                f"class {cls.__name__}: partition_by is {outlet.key_field!r} here and {route.partition_by!r} {where}: "
-                f"messages with one key would not stay in order; declare both alike"
-            )
-        if not route.durable:
-            raise ConfigurationError(
-                f"class {cls.__name__}: the event is durable here and not {where}, which would not get it; declare "
-                f"both alike"
-            )
-        if route.schema and route.schema != outlet.schema and not outlet.is_warned:
-            outlet.is_warned = True
-            log.warning(
-                "class %s has other fields here than %s; that is fine if one of them is newer and its new fields have "
-                "defaults",
-                cls.__name__,
-                where,
-            )
-        outlet.checked = route
-
-
-_WITH_ARTICLE = {"Request": "a Request", "Command": "a Command", "Event": "an Event"}
-_WHAT_TO_DO = {"Request": "send it", "Command": "send or enqueue it", "Event": "publish or broadcast it"}
-
-
-def _key(message: Any, outlet: _Outlet, key: object) -> str | None:
-    """Return the key of a message as text; None if its id is its key.
-
-    Raises:
-        InvalidMessageError: The field that holds it holds none.
-    """
-    if key is not None:
-        return key_as_text(key)
-    if outlet.key_field is None:
-        return None
-    value = getattr(message, outlet.key_field, None)
-    if value is None:
-        raise InvalidMessageError(
-            f"{outlet.type_name}: the key field {outlet.key_field!r} is None; give it a value, or a key= at the call",
-            outcome=Outcome.NOT_RUN,
-        )
-    return key_as_text(value)
