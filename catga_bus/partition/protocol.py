@@ -349,8 +349,8 @@ class Ownership:
     def _position(self, seen: Held, older: Mapping[str, int], floor: int) -> Steps[int]:
         """Return where to go on in the log.
 
-        What the record says is older than what the consumers say, and lasts longer. Only where nothing says anything the
-        service begins.
+        What the record says is older than what the consumers say, and lasts longer. Only where nothing says anything
+        the service begins.
         """
         starts = [floor + 1] if floor else []
         if seen.record is not None:
