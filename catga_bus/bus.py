@@ -444,15 +444,20 @@ class Bus(Router):
                 one of them for a command, or `key` for a request.
             PermissionDeniedError: The server refuses the subject to this user.
         """
-        if node is not None or where is not None or self._calling.has_middleware or isinstance(request, Command):
+        if node is not None or where is not None or self._calling.has_middleware:
             return await self._calling.send(request, timeout, node, where, key)
-        if key is not None:
-            raise key_of_request(request)
         here = self._node
         if here is None or self._pid != os.getpid():
             here = self._open()
         limit = here.send_timeout if timeout is None else self._calling.checked_timeout(timeout)
         trace = None if here.trace is None else here.trace()
+        if isinstance(request, Command):
+            try:
+                return await here.durable.send(request, here.take_id(), timeout=limit, key=key, trace=trace)
+            except CallError as error:
+                return await after_a_turn(as_err(error))
+        if key is not None:
+            raise key_of_request(request)
         if here.outgoing.is_blocked:
             limit = await here.wait_room(limit)
         try:
@@ -492,6 +497,13 @@ class Bus(Router):
             BusStateError: The bus is not started, closed, or was started before a fork.
             ConfigurationError: The message is no command, or its time cannot be; or the server cannot delay.
         """
+        here = self._node
+        if here is not None and timeout is None and delay is None and at is None and not self._calling.has_middleware:
+            self._check_process()
+            trace = None if here.trace is None else here.trace()
+            return await here.durable.sender.enqueue(
+                command, here.take_id(), timeout=self.config.store_timeout, key=key, trace=trace
+            )
         stored = await self._calling.store(
             "enqueue", command, key=key, timeout=timeout, due_utc=self._calling.due(delay, at)
         )

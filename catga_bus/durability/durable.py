@@ -42,7 +42,7 @@ from catga_bus.partition.records import Domain
 from catga_bus.partition.table import Table, TableStatistics
 from catga_bus.rarely import RareLog
 from catga_bus.requests.answers import Answers
-from catga_bus.result import Err, Ok, Stored
+from catga_bus.result import Stored
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.carriers import make_jetstream
 from catga_bus.transport.jetstream import JetStreamError
@@ -141,6 +141,7 @@ class Durable:
             utc=lambda: utc_now().timestamp(),
             rng=random.Random(),
         )
+        self.send = self.sender.send  # looked up once, because it is used for every command
         self._starts_with_all = False
         self._entries: list[Registered] = []
         self._announcer: Announcer | None = None
@@ -413,12 +414,6 @@ class Durable:
         return frozenset[str]().union(*known)
 
     # -- calls -----------------------------------------------------------------------------------------------
-
-    async def send(
-        self, command: Command[Any], message_id: str, *, key: object, timeout: float, trace: str | None
-    ) -> Ok[Any] | Err:
-        """Store a command and wait for its result; see `Sender.send`."""
-        return await self.sender.send(command, message_id, timeout=timeout, key=key, trace=trace)
 
     async def enqueue(
         self,

@@ -290,7 +290,7 @@ async def test_events_have_no_answers(start: Start) -> None:
     keeper, worker = rig.partition(by_type=True)
     worker.take(rig.record(rig.frame(Debited("a")), worker=worker, subject="catga.evt.Debited.3"))
     await eventually(lambda: keeper.acked == [1])
-    assert seen == [("a", (3, 7))]
+    assert seen == [("a", (3, 7, "cmd"))]
 
 
 # -- the window ------------------------------------------------------------------------------------------------
