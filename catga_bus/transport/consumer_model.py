@@ -64,6 +64,19 @@ class _Pending(msgspec.Struct):
     """Instant of the last delivery."""
 
 
+class _Floor(NamedTuple):
+    """Up to where everything is acknowledged."""
+
+    consumer: int
+    """In the sequence of deliveries."""
+
+    internal: int
+    """In the stream, for the server itself: messages that were passed over count."""
+
+    reported: int
+    """In the stream, as it says: they do not."""
+
+
 class ConsumerModel:
     """A consumer: what it delivers, to whom, and what is acknowledged.
 
@@ -87,7 +100,8 @@ class ConsumerModel:
             self._resume = stream.last_sequence + 1
             self._next = self._skip_list[0] if self._skip_list else self._resume
         self._delivered = 0
-        self._ack_floor = (0, self._next - 1)
+        self._delivered_to = self._next - 1
+        self._floor = _Floor(0, self._next - 1, self._next - 1)
         self._has_acknowledged = False
         self._pending: dict[int, _Pending] = {}
         # In the order of their last delivery: the first is the first to be overdue.
@@ -107,10 +121,12 @@ class ConsumerModel:
         A consumer of a replicated stream reports a floor of 0 until its first acknowledgement, wherever it started.
         """
         is_replicated = (self.config.replicas or self._stream.config.replicas) > 1
-        floor = 0 if is_replicated and not self._has_acknowledged else self._ack_floor[1]
-        return ConsumerInfo(
-            self.config.name, self.config, floor, max(self._next, 1) - 1, len(self._pending), self._unseen
-        )
+        floor = 0 if is_replicated and not self._has_acknowledged else self._floor.reported
+        delivered_to = self._delivered_to
+        if not delivered_to and (self.config.in_memory or self._stream.config.storage == "memory"):
+            # There it keeps nothing before the first delivery, and says where it will go on.
+            delivered_to = self._next - 1
+        return ConsumerInfo(self.config.name, self.config, floor, delivered_to, len(self._pending), self._unseen)
 
     # What clients do.
 
@@ -153,13 +169,25 @@ class ConsumerModel:
         if sequence >= self._next:
             self._unseen += 1
 
-    def on_removed(self, message: StoredMessage) -> None:
+    def on_removed(self, sequence: int) -> None:
         """Forget a message that has left the stream and matches."""
-        sequence, skipping = message.sequence, self._skip_list
+        skipping = self._skip_list
         if sequence in skipping or sequence >= (self._resume if skipping else self._next):
             self._unseen -= 1
-        if message.sequence in self._pending:
-            self._settle(message.sequence)
+        if sequence in self._pending:
+            self._settle(sequence)
+
+    def on_purged(self, start: int) -> None:
+        """Move past the end: nothing is left of what this consumer reads.
+
+        Args:
+            start: One more than the stream's last sequence.
+        """
+        self._next = max(self._next, start)
+        if not self._pending:
+            self._repeats.clear()
+            self._floor = _Floor(self._delivered, self._next - 1, self._next - 1)
+        self._delivered_to = self._next - 1
 
     def run(self, now: float, hears: Hears) -> None:
         """Do what is due: deliver again, end pulls, say that there is nothing, deliver.
@@ -221,13 +249,13 @@ class ConsumerModel:
 
     def _move_floor(self, consumer_sequence: int, sequence: int) -> None:
         if not self._pending:
-            self._ack_floor = (self._delivered, self._next - 1)
-        elif consumer_sequence == self._ack_floor[0] + 1:
+            self._floor = _Floor(self._delivered, self._next - 1, self._delivered_to)
+        elif consumer_sequence == self._floor.consumer + 1:
             # As the server: up to just below the next message that is still pending, in stream order.
-            self._ack_floor = (consumer_sequence, sequence)
+            self._floor = _Floor(consumer_sequence, sequence, sequence)
             lowest = next((other for other in range(sequence + 1, self._next) if other in self._pending), None)
             if lowest is not None:
-                self._ack_floor = (self._pending[lowest].consumer_sequence - 1, lowest - 1)
+                self._floor = _Floor(self._pending[lowest].consumer_sequence - 1, lowest - 1, lowest - 1)
 
     def _find_overdue(self, now: float) -> None:
         overdue = []
@@ -298,7 +326,8 @@ class ConsumerModel:
         elif self.config.acks == "explicit":
             self._pending[message.sequence] = _Pending(self._delivered, now)
         else:
-            self._ack_floor = (self._delivered, message.sequence)
+            self._floor = _Floor(self._delivered, message.sequence, message.sequence)
+        self._delivered_to = max(self._delivered_to, message.sequence)
         self._outbox.append(Sent(pull.puller, self._delivery(message, deliveries)))
         pull.remaining -= 1
         self._active_at = now

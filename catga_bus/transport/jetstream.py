@@ -32,6 +32,7 @@ class ApiError(IntEnum):
     """Also what a full stream with discard new answers ("maximum bytes exceeded")."""
 
     MESSAGE_DELETE_FAILED = 10057
+    SEQUENCE_NOT_FOUND = 10043
     INVALID_CONFIG = 10052
     NOT_ENABLED = 10076
     NOT_ENABLED_FOR_ACCOUNT = 10039

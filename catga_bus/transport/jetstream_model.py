@@ -41,7 +41,7 @@ from catga_bus.transport.schedules import (
     fired_headers,
 )
 from catga_bus.transport.stream_model import StreamModel
-from catga_bus.transport.subjects import collide
+from catga_bus.transport.subjects import collide, is_within
 
 PULL_EXPIRES: Final = 30.0
 """Seconds until a pull ends, unless it says otherwise."""
@@ -50,13 +50,23 @@ PULL_EXPIRES: Final = 30.0
 class _Stream:
     """A stream with its consumers."""
 
-    def __init__(self, config: StreamConfig, outbox: Outbox) -> None:
+    def __init__(self, config: StreamConfig, awake: dict[ConsumerModel, None]) -> None:
         self.model = StreamModel(config, self._on_removed)
         self.consumers: dict[str, ConsumerModel] = {}
-        self.outbox = outbox
+        self.awake = awake
 
     def info(self) -> StreamInfo:
         return self.model.info(len(self.consumers))
+
+    def purge(self, pattern: list[str]) -> int:
+        model = self.model
+        count = model.purge([pattern])
+        # A consumer that reads more than what was purged is told of each message, and moves on at once; the server lets
+        # it find out little by little, when it has messages out.
+        for consumer in self.consumers.values():
+            if all(is_within(own, pattern) for own in consumer.patterns):
+                consumer.on_purged(model.last_sequence + 1)
+        return count
 
     def next_timer(self) -> float:
         return min(self.model.next_expiry(), *self.model.schedules.values(), math.inf)
@@ -65,7 +75,8 @@ class _Stream:
         tokens = message.subject.split(".")
         for consumer in self.consumers.values():
             if consumer.matches(tokens):
-                consumer.on_removed(message)
+                consumer.on_removed(message.sequence)
+                self.awake[consumer] = None
 
 
 class JetStreamModel:
@@ -96,7 +107,7 @@ class JetStreamModel:
                 )
             return there.info()
         self._check_stream(config)
-        self._streams[config.name] = made = _Stream(config, self._outbox)
+        self._streams[config.name] = made = _Stream(config, self._awake)
         return made.info()
 
     def update_stream(self, now: float, config: StreamConfig) -> StreamInfo:
@@ -142,7 +153,8 @@ class JetStreamModel:
 
     def purge(self, now: float, stream: str, subject: str = "") -> int:
         """Let all messages go, or those on a subject; return how many."""
-        return self._find(stream).model.purge([subject.split(".") if subject else [">"]])
+        self._advance(now)
+        return self._find(stream).purge(subject.split(".") if subject else [">"])
 
     # Messages.
 
@@ -289,7 +301,8 @@ class JetStreamModel:
             hears: Tells whether somebody who has pulled still listens.
         """
         self._advance(now)
-        awake, self._awake = self._awake, {}
+        awake = list(self._awake)
+        self._awake.clear()
         for consumer in awake:
             consumer.run(now, hears)
             self._timers.wake(consumer, consumer.next_timer())

@@ -190,6 +190,9 @@ class NatsJetStream:
         try:
             await self._api(f"STREAM.MSG.DELETE.{stream}", body, _CHANGE_TIMEOUT)
         except JetStreamRefusedError as error:
+            if error.code == ApiError.SEQUENCE_NOT_FOUND:
+                return False
+            # The same words for a message that is gone and for a stream that lets nobody delete.
             if error.code == ApiError.MESSAGE_DELETE_FAILED and await self.message(stream, sequence) is None:
                 return False
             raise

@@ -16,7 +16,7 @@ import msgspec
 
 from catga_bus.errors import CatgaError, ConfigurationError
 from catga_bus.transport.base import Sink
-from catga_bus.transport.validation import check_header, checked_subject
+from catga_bus.transport.validation import check_header, checked_subject, is_plain
 from catga_bus.wire import NO_RESPONDERS, STATUS_HEADER
 
 PING: Final = b"PING\r\n"
@@ -379,7 +379,8 @@ class Encoder:
         return b"H%b%b%d %d\r\n%b" % (prefix, tail, len(block), len(block) + size, block)
 
     def _remember(self, subject: str) -> bytes:
-        checked_subject(subject)
+        if not is_plain(subject):
+            checked_subject(subject)
         try:
             prefix = b"PUB %b " % subject.encode()
         except UnicodeEncodeError as error:

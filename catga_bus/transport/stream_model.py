@@ -106,6 +106,7 @@ class StreamModel:
         """Instant at which the message on each of these subjects is due: the messages that wait for their time."""
 
         self._on_removed = on_removed
+        self._was_purged = False
         self._messages: dict[int, StoredMessage] = {}
         self._order = _Sequences(self._messages)
         self._subjects: dict[str, _Subject] = {}
@@ -115,11 +116,11 @@ class StreamModel:
 
     @property
     def first_sequence(self) -> int:
-        """Of the oldest message; one more than the last if there is none, and 0 if there never was."""
+        """Of the oldest message; one more than the last if there is none, and 0 if there never was nor a purge."""
         first = self._order.first()
         if first is not None:
             return first
-        return self.last_sequence + 1 if self.last_sequence else 0
+        return self.last_sequence + 1 if self.last_sequence or self._was_purged else 0
 
     def takes(self, subject: str) -> bool:
         """Return whether messages on this subject are stored here."""
@@ -219,6 +220,7 @@ class StreamModel:
 
     def purge(self, patterns: list[list[str]], *, keep: int = 0) -> int:
         """Let all messages go that match, but the last `keep` of each subject; return how many."""
+        self._was_purged = self._was_purged or [">"] in patterns
         doomed: list[int] = []
         for entry in list(self._subjects.values()):
             if any(covers(pattern, entry.tokens) for pattern in patterns):

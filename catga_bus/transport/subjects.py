@@ -34,3 +34,15 @@ def collide(one: str, other: str) -> bool:
         if mine != its and "*" not in (mine, its):
             return False
     return len(first) == len(second)
+
+
+def is_within(part: Sequence[str], whole: Sequence[str]) -> bool:
+    """Return whether everything that one pattern matches is matched by another, both cut into tokens.
+
+    Example:
+        >>> is_within(["a", "b"], ["a", "*"]), is_within(["a", "*"], ["a", "b"]), is_within(["a", ">"], ["a", "*"])
+        (True, False, False)
+    """
+    if part[-1] == ">" and whole[-1] != ">":
+        return False
+    return covers(whole, part)

@@ -12,10 +12,21 @@ from catga_bus.errors import ConfigurationError
 MAX_SUBJECT_BYTES = 1_024
 # A quarter of the server's default control line (4 KiB), which holds subject, reply and sizes together.
 
+_PLAIN = re.compile(r"[!-)+-\-/-=?-~]+(?:\.[!-)+-\-/-=?-~]+)*")
+# Printable ASCII without wildcards in tokens that are not empty.
+
 _BAD_CHARACTER = re.compile("[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")  # halves of surrogate pairs have no UTF-8
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # The token of RFC 7230, as the client library has it; anything else could end the header line.
 _BAD_IN_HEADER_VALUE = re.compile("[\x00\r\n\ud800-\udfff]")
+
+
+def is_plain(subject: str) -> bool:
+    """Return whether a subject is of the common kind that may be sent; of the others `checked_subject` knows.
+
+    One look costs a tenth of the whole check: for subjects that are used once, as those that acknowledge are.
+    """
+    return len(subject) <= MAX_SUBJECT_BYTES and _PLAIN.fullmatch(subject) is not None
 
 
 @lru_cache(maxsize=4_096)
