@@ -385,6 +385,10 @@ class JetStreamModel:
                     raise JetStreamRefusedError(ApiError.SUBJECTS_OVERLAP, "subjects overlap with an existing stream")
         if config.max_age and config.duplicate_window > config.max_age:
             raise JetStreamRefusedError(10052, "duplicates window can not be larger then max age")
+        if config.replicas > 1:
+            raise JetStreamRefusedError(10074, "replicas > 1 not supported in non-clustered mode")
+        if config.allow_schedules and config.discard == "new":
+            raise JetStreamRefusedError(10052, "message scheduling cannot use discard new")
 
 
 def _check_consumer(home: _Stream, config: ConsumerConfig) -> None:
