@@ -15,14 +15,9 @@ from catga_bus.clock import Clock
 from catga_bus.durability.routes import Route, decode_route
 from catga_bus.errors import CatgaError
 from catga_bus.rarely import RareLog
-from catga_bus.transport.jetstream import (
-    ApiError,
-    JetStream,
-    JetStreamRefusedError,
-    JetStreamUnknownError,
-    StreamConfig,
-)
-from catga_bus.wire import Names, token
+from catga_bus.transport.jetstream import ApiError, JetStream, JetStreamRefusedError
+from catga_bus.transport.key_value import KeyValue
+from catga_bus.wire import token
 
 log = logging.getLogger("catga_bus.durability")
 
@@ -140,11 +135,10 @@ class Announcer:
 
     Args:
         jetstream: Where the bucket is.
-        names: Its name.
+        bucket: The bucket of routes; it is made again if somebody deletes it.
         service: The service of this node.
         mine: What this node handles.
         live: What the live nodes of the service announce.
-        bucket: The stream of the bucket: it is made again if somebody deletes it.
         clock: Monotonic seconds.
 
     Attributes:
@@ -154,15 +148,13 @@ class Announcer:
     def __init__(
         self,
         jetstream: JetStream,
-        names: Names,
+        bucket: KeyValue,
         service: str,
         mine: Sequence[Route],
         live: Live,
-        bucket: StreamConfig,
         clock: Clock,
     ) -> None:
         self._jetstream = jetstream
-        self._root = f"$KV.{names.routes_bucket()}."
         self._service = service
         self._mine = mine
         self._live = live
@@ -206,7 +198,7 @@ class Announcer:
                 log.error("this node stays unready: %s", problem)
         self.problems = changes.problems
         for route in changes.write:
-            await self._put(route.type, _encode(route), {})
+            await self._put(route.type, _encode(route))
         for route in changes.differing:
             await self._say_once(route)
         await self._delete_lacking(changes.delete)
@@ -214,7 +206,7 @@ class Announcer:
     async def _say_once(self, route: Route) -> None:
         """Have the route say what this node's class looks like: the last node to start is taken for the newest."""
         if route.type not in self._said:
-            await self._put(route.type, _encode(route), {})
+            await self._put(route.type, _encode(route))
             self._said.add(route.type)
             log.warning(
                 "%s has other fields here than where its route was written; that is fine if one of them is newer and "
@@ -233,14 +225,11 @@ class Announcer:
                     route.type,
                     self._service,
                 )
-                await self._put(route.type, b"", {"KV-Operation": "DEL"})
+                await self._put(route.type, b"")
 
-    async def _put(self, type_name: str, payload: bytes, headers: Mapping[str, str]) -> None:
-        expected = self._board.revision(type_name)
+    async def _put(self, type_name: str, value: bytes) -> None:
         try:
-            await self._jetstream.publish(
-                self._root + token(type_name), payload, expected_last=expected, headers=headers
-            )
+            await self._bucket.write(token(type_name), value, self._board.revision(type_name))
         except JetStreamRefusedError as error:
             if error.code != ApiError.WRONG_LAST_SEQUENCE:
                 raise
@@ -248,27 +237,18 @@ class Announcer:
 
     async def _read(self) -> None:
         """Read what was written since the last time; a bucket that is gone, or is a new one, is read anew."""
-        board, stream = self._board, self._bucket.name
+        board, stream = self._board, self._bucket.stream
         info = await self._jetstream.stream(stream)
         if info is None:
-            await self._remake()
+            self._board = Board()
+            await self._bucket.open()
             return
         if info.last_sequence < board.cursor:
             self._board = board = Board()
         while board.cursor < info.last_sequence:
-            message = await self._jetstream.next_message(stream, f"{self._root}>", board.cursor + 1)
+            message = await self._jetstream.next_message(stream, ">", board.cursor + 1)
             if message is None:
                 board.cursor = info.last_sequence
                 return
-            key = message.subject.removeprefix(self._root)
-            board.saw(key, message.sequence, decode_route(message))
-
-    async def _remake(self) -> None:
-        """Make the bucket: it is not there yet, or somebody has deleted it."""
-        self._board = Board()
-        try:
-            await self._jetstream.create_stream(self._bucket)
-        except JetStreamRefusedError as error:
-            if error.code != ApiError.STREAM_NAME_IN_USE:
-                raise
-            raise JetStreamUnknownError("another node makes the bucket of routes") from error
+            key = message.subject.rpartition(".")[2]
+            board.saw(key, message.sequence, decode_route(key, message.payload))

@@ -57,7 +57,7 @@ class Patience:
             text = f"the server does not permit this user to publish to {subject!r}"
             raise PermissionDeniedError(text, subject) from error
         if self._clock() >= self._until:
-            text = f"JetStream has not answered in time: {error}"
+            text = f"JetStream has not done it in time: {error}"
             raise DisconnectedError(text, outcome=Outcome.UNKNOWN) from error
 
 

@@ -22,9 +22,9 @@ from catga_bus.transport.jetstream import (
     JetStream,
     JetStreamRefusedError,
     JetStreamUnknownError,
-    StoredMessage,
     StreamConfig,
 )
+from catga_bus.transport.key_value import KeyValue
 from catga_bus.wire import Names, token
 
 log = logging.getLogger("catga_bus.durability")
@@ -116,7 +116,8 @@ class Routes:
 
     def __init__(self, jetstream: JetStream, names: Names, clock: Clock) -> None:
         self._jetstream = jetstream
-        self._bucket = names.routes_bucket()
+        self._bucket = KeyValue(jetstream, names.routes_bucket())
+        self._changes = f"$KV.{names.routes_bucket()}.*"
         self._log_stream = names.event_stream()
         self._clock = clock
         self._cached: dict[str, Cached] = {}
@@ -172,7 +173,7 @@ class Routes:
 
     async def listen(self, transport: Transport) -> None:
         """Hear of changes at once instead of within `STALE_SECONDS`. Only a hint: it does not matter if it is lost."""
-        self._subscription = await transport.subscribe(f"$KV.{self._bucket}.*", self._on_change)
+        self._subscription = await transport.subscribe(self._changes, self._on_change)
 
     def _on_change(self, subject: str, _: bytes, __: str, ___: object) -> None:
         key = subject.rpartition(".")[2]
@@ -198,7 +199,7 @@ class Routes:
                     if type_name == EVENT_LOG:
                         cached.route = await self._read_log()
                     else:
-                        cached.route = await read_route(self._jetstream, self._bucket, type_name)
+                        cached.route = await read_route(self._bucket, type_name)
                 except JetStreamUnknownError:
                     if cached.route is not None:
                         return  # the bucket has no leader: what was known has to do
@@ -235,27 +236,28 @@ def partitions_in(config: StreamConfig) -> int:
     return int(text)
 
 
-def decode_route(message: StoredMessage) -> Route | None:
-    """Return the route in an entry of the bucket; None if it was deleted or cannot be read."""
-    if not message.payload or message.headers.get("KV-Operation"):
+def decode_route(key: str, value: bytes | None) -> Route | None:
+    """Return the route in an entry of the bucket; None if there is none any more, or it cannot be read."""
+    if not value:
         return None
     try:
-        return _decode(message.payload)
+        return _decode(value)
     except msgspec.MsgspecError as error:
-        log.warning("the route on %s cannot be read: %s", message.subject, error)
+        log.warning("the route under the key %s cannot be read: %s", key, error)
         return None
 
 
-async def read_route(jetstream: JetStream, bucket: str, type_name: str) -> Route | None:
+async def read_route(bucket: KeyValue, type_name: str) -> Route | None:
     """Return a route as the leader of the bucket has it, or None.
 
     Raises:
         JetStreamUnknownError: It could not be read.
     """
+    key = token(type_name)
     try:
-        message = await jetstream.last_message(f"KV_{bucket}", f"$KV.{bucket}.{token(type_name)}")
+        entry = await bucket.read(key)
     except JetStreamRefusedError:
         return None  # there is no such bucket: nobody handles anything
-    route = None if message is None else decode_route(message)
+    route = decode_route(key, entry.value)
     # Long names are hashed: another type may have the same token.
     return route if route is not None and route.type == type_name else None

@@ -5,7 +5,7 @@ import base64
 import random
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,10 +13,11 @@ from catga_bus.clock import Clock
 from catga_bus.codec import Gate
 from catga_bus.codec.frames import encode_keyed
 from catga_bus.durability.answers import Answers
-from catga_bus.durability.outlets import Kind, Outlet, Outlets, key_of
+from catga_bus.durability.outlets import Outlet, Outlets, key_of
 from catga_bus.durability.postings import Line, Posting
 from catga_bus.durability.room import Room
 from catga_bus.durability.routes import Routes
+from catga_bus.durability.schedule import Scheduler
 from catga_bus.durability.writer import Writer, WriterStatistics
 from catga_bus.effects import Outbound
 from catga_bus.errors import DeadlineExceededError, DisconnectedError, Outcome
@@ -24,7 +25,7 @@ from catga_bus.messages import Command, Event
 from catga_bus.result import Err, Ok, Stored
 from catga_bus.transport.base import Transport
 from catga_bus.transport.jetstream import JetStream
-from catga_bus.wire import Names
+from catga_bus.wire import Kind, Names, join_batch
 
 
 def draw_record_id() -> str:
@@ -100,6 +101,8 @@ class Sender:
             clock=clock,
             rng=rng,
         )
+        self._sender = sender
+        self._scheduler = Scheduler(jetstream, names, clock, rng)
         self._outlets = Outlets(routes, names, self._writer.line, clock)
         self._max_payload = transport.max_payload
         self._is_closed = False
@@ -187,6 +190,39 @@ class Sender:
         stored: Stored = await self._post(command, "Command", message_id, timeout, key, trace)
         return stored
 
+    async def enqueue_at(
+        self,
+        command: Command[Any],
+        message_id: str,
+        at_utc: float,
+        *,
+        timeout: float,
+        key: object = None,
+        trace: str | None = None,
+    ) -> Stored:
+        """Store a command that is to be handled later and return when that is certain. Raises as `enqueue` does.
+
+        It comes to its partition behind what was stored there by then; delayed commands have no order among themselves.
+
+        Args:
+            command: The command.
+            message_id: Its id.
+            at_utc: When, in seconds since 1970 by the server's clock; an instant that has passed means at once.
+            timeout: Seconds until the deadline.
+            key: A str, int, UUID or Enum in place of what `partition_by` says.
+            trace: W3C `traceparent`.
+
+        Raises:
+            ConfigurationError: The servers are older than 2.12, or the stream for delayed commands is not there.
+        """
+        deadline = self._clock() + timeout
+        outbound = await self.prepare(command, message_id, timeout=timeout, key=key, trace=trace)
+        partition = int(outbound.subject.rpartition(".")[2])
+        payload = join_batch(Kind.MESSAGES, (self._sender, None, 0), [outbound.frame])
+        self._commands += 1
+        name = type(command).__name__
+        return await self._scheduler.store(outbound.service, partition, payload, at_utc, name, deadline)
+
     async def publish(
         self,
         event: Event,
@@ -234,7 +270,7 @@ class Sender:
     async def _post(
         self,
         message: Any,
-        kind: Kind,
+        kind: Literal["Command", "Event"],
         message_id: str,
         timeout: float,
         key: object,

@@ -51,6 +51,9 @@ _COMPARED: Final = (
     ("allow_schedules", False),
 )
 
+_COMPARED_OF_BUCKET: Final = frozenset({"retention", "subjects", "max_age"})
+# What could make its keys vanish; the rest is its operator's choice.
+
 
 class Change(msgspec.Struct, frozen=True):
     """What `catga streams apply` does about one stream."""
@@ -74,8 +77,12 @@ def wanted_streams(
     schedules: bool,
     log_partitions: int,
 ) -> list[StreamConfig]:
-    """Return the streams of a service as they are configured, without the number of replicas."""
-    shared: dict[str, Any] = {"storage": config.stream_storage, "duplicate_window": DUPLICATE_WINDOW}
+    """Return the streams of a service as they are configured; of replicas one where that is left open."""
+    shared: dict[str, Any] = {
+        "storage": config.stream_storage,
+        "replicas": config.stream_replicas or 1,
+        "duplicate_window": DUPLICATE_WINDOW,
+    }
     partitions = {PARTITIONS_KEY: str(config.partitions)}
     wanted: list[StreamConfig] = []
     if commands:
@@ -139,7 +146,10 @@ def differences(there: StreamConfig, wanted: StreamConfig) -> list[Difference]:
     have, want = there.metadata.get(PARTITIONS_KEY), wanted.metadata.get(PARTITIONS_KEY)
     if have != want:
         found.append(Difference(there.name, "partitions", _number(have), _number(want), can_change=False))
+    is_bucket = wanted.name.startswith("KV_")
     for field, can_change in _COMPARED:
+        if is_bucket and field not in _COMPARED_OF_BUCKET:
+            continue
         have, want = getattr(there, field), getattr(wanted, field)
         same = set(have) == set(want) if field == "subjects" else have == want
         if not same:

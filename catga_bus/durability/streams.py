@@ -14,10 +14,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from catga_bus.clock import Clock
+from catga_bus.clock import Clock, utc_now
 from catga_bus.config import BusConfig
 from catga_bus.durability.patience import Patience
 from catga_bus.durability.routes import partitions_in
+from catga_bus.durability.schedule import SCHEDULES_LEVEL
 from catga_bus.durability.stream_plans import Change, Difference, differences, wanted_streams, with_metadata
 from catga_bus.errors import ConfigurationError
 from catga_bus.transport.jetstream import (
@@ -27,12 +28,10 @@ from catga_bus.transport.jetstream import (
     StreamConfig,
     StreamInfo,
 )
+from catga_bus.transport.key_value import KeyValue
 from catga_bus.wire import Names
 
 log = logging.getLogger("catga_bus.durability")
-
-SCHEDULES_LEVEL: Final = 2
-"""API level of the first server with delayed messages, 2.12."""
 
 _MOST_REPLICAS: Final = 3
 _PAUSE_SECONDS: Final = 0.25
@@ -52,10 +51,12 @@ class Streams:
         service: The service.
         config: The options of the bus.
         clock: Monotonic seconds.
+        utc: Seconds since 1970: where the revisions of a new bucket of owners begin.
         denied: Returns the subjects that the server has refused to this user.
 
     Attributes:
         log_partitions: Partitions of the log of events; known after `ensure` or `plan_changes`.
+        replicas: Of the streams that are there; for buckets that have to be made again. Known after `ensure`.
         has_schedules: Whether the server has delayed messages; known after `ensure` or `plan_changes`.
     """
 
@@ -67,6 +68,7 @@ class Streams:
         config: BusConfig,
         clock: Clock,
         *,
+        utc: Clock = lambda: utc_now().timestamp(),
         denied: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._jetstream = jetstream
@@ -74,9 +76,11 @@ class Streams:
         self._service = service
         self._config = config
         self._clock = clock
+        self._utc = utc
         self._denied = denied
         self.log_partitions = config.partitions
         self.has_schedules = False
+        self.replicas = config.stream_replicas or 1
 
     async def ensure(self, *, commands: bool, events: bool, timeout: float | None = None) -> None:
         """Create what is missing, or say so where `manage_streams` is "verify", and compare the rest.
@@ -96,6 +100,7 @@ class Streams:
         for wanted in await self._wanted(patience, commands=commands, events=events):
             info = await self._info(wanted.name, patience)
             if info is not None:
+                self.replicas = info.config.replicas
                 found += self.differences(info.config, wanted)
             elif self._config.manage_streams == "verify":
                 raise ConfigurationError(
@@ -158,7 +163,7 @@ class Streams:
             info = await self._info(self._names.event_stream(), patience)
             if info is not None:
                 self.log_partitions = partitions_in(info.config)
-        return wanted_streams(
+        streams = wanted_streams(
             self._names,
             self._service,
             self._config,
@@ -167,6 +172,14 @@ class Streams:
             schedules=self.has_schedules,
             log_partitions=self.log_partitions,
         )
+        return [*streams, *self._buckets()] if streams else []
+
+    def _buckets(self) -> list[StreamConfig]:
+        replicas = self._config.stream_replicas or 1
+        owners = KeyValue(self._jetstream, self._names.owners_bucket(), replicas=replicas)
+        routes = KeyValue(self._jetstream, self._names.routes_bucket(), replicas=replicas)
+        # The revisions of a bucket that was lost go on rising.
+        return [owners.config(first_sequence=int(self._utc() * 1_000)), routes.config()]
 
     def differences(self, there: StreamConfig, wanted: StreamConfig) -> list[Difference]:
         """Return what is not as it is configured; replicas count only where they are configured."""
@@ -195,6 +208,7 @@ class Streams:
                     replicas -= 1
                 continue
             log.info("created the stream %s with %d replicas", config.name, replicas)
+            self.replicas = replicas
             return info.config
 
     async def _after_refusal(
