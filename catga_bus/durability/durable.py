@@ -25,6 +25,8 @@ from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.durability.announcing import Announcer
 from catga_bus.durability.dead_letters import DeadLetters
 from catga_bus.durability.inbox import Inbox
+from catga_bus.durability.inboxes import check_retention
+from catga_bus.durability.outbox import Relay
 from catga_bus.durability.owners_bucket import OwnersBucket
 from catga_bus.durability.routes import Route, Routes, schema_hash
 from catga_bus.durability.sender import Sender, SenderStatistics
@@ -53,6 +55,9 @@ log = logging.getLogger("catga_bus.durability")
 
 SWEEP_SECONDS: Final = 60.0
 """Seconds between two sweeps of the inbox."""
+
+OUTBOX_SECONDS: Final = 30.0
+"""Seconds for which one attempt at storing a message of the outbox goes on; then there is another."""
 
 
 class PartitionStatistics(msgspec.Struct, frozen=True):
@@ -127,12 +132,24 @@ class Durable:
             clock=clock,
             rng=random.Random(),
         )
+        self._relay = (
+            None
+            if inbox is None
+            else Relay(
+                inbox,
+                identity.service,
+                lambda outbound: self.sender.store(outbound, timeout=OUTBOX_SECONDS),
+                clock=clock,
+                chance=random.random,
+            )
+        )
         self.workshop = Workshop(
             dispatcher,
             gate,
             answers,
             DeadLetters(self._jetstream, names, identity.service),
             inbox,
+            self._relay,
             service=identity.service,
             node_id=identity.id,
             max_payload=lambda: transport.max_payload,
@@ -174,13 +191,17 @@ class Durable:
         """Create or verify the streams that this node needs; before it joins the others.
 
         Raises:
-            ConfigurationError: JetStream is off, or a stream is not as it is configured; the text says what to do.
+            ConfigurationError: JetStream is off, a stream is not as it is configured, or the inbox forgets sooner than
+                the event log; the text says what to do.
             PermissionDeniedError: This user may not look at streams, or not create them.
             DisconnectedError: The server did not answer.
         """
         if self._has_commands or self._has_events:
             await self._streams.ensure(commands=self._has_commands, events=self._has_events)
             self._is_log_there = self._has_events
+        if self._inbox is not None and self._has_events:
+            log_info = await self._jetstream.stream(self._names.event_stream())
+            check_retention(self._inbox, self._names.event_stream(), log_info.config.max_age if log_info else 0.0)
 
     async def start(self) -> None:
         """Listen for results, and keep partitions if there are handlers; after the node has joined the others."""
@@ -301,6 +322,8 @@ class Durable:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.workshop.close()
+        if self._relay is not None:
+            await self._relay.close()
         await self.sender.close()
         await self.routes.close()
         await self._jetstream.close()

@@ -142,6 +142,8 @@ class Outcomes:
             self._failed(job, Fault(Code.HANDLER_ERROR, text))
         else:
             job.unit = None
+            if self._shop.relay is not None and job.fence is not None:
+                self._shop.relay.send(job.fence, unit.outbound)
             if job.record.lost:
                 self._hands.done(job)
             elif recorded == result:
@@ -195,6 +197,8 @@ class Outcomes:
             )
         if fault is None or job.record.lost:
             self._hands.done(job)
+        elif unit.failure is not None:
+            self.put_off(job, f"{unit.failure}")  # the store is to blame, not the handler
         else:
             self._try_again(job, fault)
         self._shop.dispatcher.wake()

@@ -15,6 +15,7 @@ from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.durability.inbox import Inbox
 from catga_bus.durability.jobs import Place
 from catga_bus.durability.letters import DeadLetter
+from catga_bus.durability.outbox import Relay
 from catga_bus.rarely import RareLog
 from catga_bus.requests.answers import Answers
 
@@ -110,6 +111,7 @@ class Shop:
         answers: The ways back to senders.
         letters: Where dead letters go.
         inbox: Knows what is done; None: effects may happen again.
+        relay: Publishes what was committed for sending; None if nothing is.
         service: The service that this node belongs to.
         node_id: The id of this node.
         max_payload: Returns how many bytes the server takes.
@@ -126,6 +128,7 @@ class Shop:
         answers: Answers,
         letters: DeadLetters,
         inbox: Inbox | None,
+        relay: Relay | None,
         *,
         service: str,
         node_id: str,
@@ -140,6 +143,7 @@ class Shop:
         self.answers = answers
         self.letters = letters
         self.inbox = inbox
+        self.relay = relay
         self.service = service
         self.node_id = node_id
         self.max_payload = max_payload

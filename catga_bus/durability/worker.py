@@ -7,6 +7,7 @@ without a trace, but holds its key until it has ended: a record that comes back 
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -20,10 +21,15 @@ from catga_bus.durability.opening import open_record
 from catga_bus.durability.outcomes import Outcomes
 from catga_bus.durability.shop import Shop, WaitingKey
 from catga_bus.durability.strangers import Strangers
-from catga_bus.effects import Stake
+from catga_bus.effects import Fence, Stake
+from catga_bus.errors import CatgaError
 from catga_bus.partition.lanes import Lanes, Record, State
 from catga_bus.partition.work import Keeping
 from catga_bus.transport.jetstream import DeliveredMessage
+
+_OUTBOX_SECONDS = 0.1
+# For which a hand-over waits until what was committed for sending is stored: some milliseconds as a rule, and what is
+# not stored by then is published by the next owner, some of it for the second time.
 
 
 class Worker:
@@ -60,6 +66,7 @@ class Worker:
         self._is_open = False  # whether anything may start
         self._is_direct = False  # whether jobs may start side by side
         self._is_finishing = False
+        self._outbox: Fence | None = None  # under which what was committed for sending is published
         self._emptied = asyncio.Event()
 
     # -- what it is ------------------------------------------------------------------------------------------
@@ -385,6 +392,7 @@ class Worker:
 
     def resume(self) -> None:
         """Go on."""
+        self._take_over()
         self._is_open = True
         self._is_direct = not self._keeping.is_careful
         for job in self._lanes.undone():
@@ -417,16 +425,38 @@ class Worker:
         while self._lanes.records or self._answered:
             self._emptied.clear()
             await self._emptied.wait()
+        await self._hand_over_outbox()
         self._is_finishing = False
         self.pause()
 
     def drop(self) -> None:
         """Forget everything: another node owns the partition. What runs ends unacknowledged and unanswered."""
         self.pause()
+        self._leave_outbox()
         self._let_go(self._lanes.drop())
         self._answered.clear()
         self._is_finishing = False
         self._emptied.set()
+
+    def _take_over(self) -> None:
+        """Publish what was committed under former owners, once for each fence."""
+        fence = self._keeping.fence
+        if self._shop.relay is not None and fence != self._outbox:
+            self._outbox = fence
+            self._shop.relay.take_over(fence)
+
+    async def _hand_over_outbox(self) -> None:
+        """Publish what was committed here, as far as that is quick: the next owner does the rest."""
+        if self._shop.relay is not None and self._outbox is not None:
+            with contextlib.suppress(TimeoutError, CatgaError):
+                async with asyncio.timeout(_OUTBOX_SECONDS):
+                    await self._shop.relay.flush(self._outbox)
+            self._leave_outbox()
+
+    def _leave_outbox(self) -> None:
+        if self._shop.relay is not None and self._outbox is not None:
+            self._shop.relay.drop(self._outbox)
+        self._outbox = None
 
     def _let_go(self, jobs: list[Job]) -> None:
         """Forget jobs, and what came behind a record that nothing passed."""

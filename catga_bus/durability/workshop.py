@@ -16,6 +16,7 @@ from catga_bus.dispatch.deliveries import Station
 from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.durability.inbox import Inbox
 from catga_bus.durability.jobs import Bench, Place
+from catga_bus.durability.outbox import Relay
 from catga_bus.durability.shop import DeadLetters, Shop, WaitingKey, WorkStatistics
 from catga_bus.durability.worker import Worker
 from catga_bus.handlers.registry import HandlerOptions
@@ -38,6 +39,7 @@ class Workshop:
         answers: The ways back to senders.
         letters: Where dead letters go.
         inbox: Knows what is done, so that effects happen once; None: they may happen again.
+        relay: Publishes what was committed for sending; None if nothing is.
         service: The service that this node belongs to.
         node_id: The id of this node.
         max_payload: Returns how many bytes the server takes.
@@ -54,6 +56,7 @@ class Workshop:
         answers: Answers,
         letters: DeadLetters,
         inbox: Inbox | None = None,
+        relay: Relay | None = None,
         *,
         service: str,
         node_id: str,
@@ -70,6 +73,7 @@ class Workshop:
             answers,
             letters,
             inbox,
+            relay,
             service=service,
             node_id=node_id,
             max_payload=max_payload,

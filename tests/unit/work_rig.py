@@ -15,7 +15,7 @@ from catga_bus.dispatch.deliveries import Delivery
 from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.stations import build_station
 from catga_bus.dispatch.threads import HandlerThreads
-from catga_bus.durability.inbox import FencedError, Recorded
+from catga_bus.durability.inbox import FencedError, InboxError, Recorded
 from catga_bus.durability.letters import DeadLetter
 from catga_bus.durability.worker import Worker
 from catga_bus.durability.workshop import HANDLER_SECONDS, Workshop
@@ -118,6 +118,8 @@ class Unit:
     def __init__(self, inbox: "FakeInbox", message_id: str, fence: Fence) -> None:
         self.inbox, self.message_id, self.fence = inbox, message_id, fence
         self.written: list[str] = []
+        self.outbound: list[Outbound] = []
+        self.failure: InboxError | None = None
 
     async def transaction(self) -> Transaction:
         """Return itself: what is executed is kept until the commit."""
@@ -137,14 +139,17 @@ class Unit:
         return []
 
     def send(self, outbound: Outbound) -> None:
-        """Send nothing."""
+        """Send with the commit."""
+        self.outbound.append(outbound)
 
     async def commit(self, result: Recorded) -> Recorded:
         """Commit, check the fence, and judge duplicates."""
         inbox = self.inbox
         await inbox.gate.wait()
         if inbox.commit_errors:
-            raise inbox.commit_errors.pop(0)
+            error = inbox.commit_errors.pop(0)
+            self.failure = error if isinstance(error, InboxError) else None
+            raise error
         if self.fence.epoch < inbox.highest:
             raise FencedError(f"epoch {self.fence.epoch} is below {inbox.highest}")
         if self.message_id in inbox.done:
@@ -200,7 +205,7 @@ class FakeInbox:
         """Begin an execution."""
         return Unit(self, message_id, fence)
 
-    async def unsent(self, service: str, partition: int, limit: int) -> list[Outbound]:
+    async def unsent(self, service: str, fence: Fence, limit: int) -> list[Outbound]:
         """Nothing is sent."""
         return []
 
