@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from catga_bus import Bulkhead, Context, Err, Refused, RetryOptions, Router
+from catga_bus import Bulkhead, Context, Err, Fence, Refused, RetryOptions, Router
 from catga_bus.durability.letters import Reason
 from catga_bus.testing import eventually
 from catga_bus.wire import Fault, Kind, Status, join_batch
@@ -290,7 +290,7 @@ async def test_events_have_no_answers(start: Start) -> None:
     keeper, worker = rig.partition(by_type=True)
     worker.take(rig.record(rig.frame(Debited("a")), worker=worker, subject="catga.evt.Debited.3"))
     await eventually(lambda: keeper.acked == [1])
-    assert seen == [("a", (3, 7, "cmd"))]
+    assert seen == [("a", Fence(3, 7))]
 
 
 # -- the window ------------------------------------------------------------------------------------------------
