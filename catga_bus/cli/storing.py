@@ -14,6 +14,7 @@ from catga_bus.errors import InvalidMessageError, NoHandlerError, Outcome
 from catga_bus.partition.hashing import partition_of
 from catga_bus.result import Stored
 from catga_bus.transport.jetstream import JetStream, JetStreamUnknownError
+from catga_bus.transport.key_value import KeyValue
 from catga_bus.wire import MessageFrame, Names
 
 _SENDER = "catga-cli"
@@ -46,7 +47,9 @@ async def find_route(jetstream: JetStream, names: Names, type_name: str, timeout
         JetStreamUnknownError: Nobody answers for `timeout` seconds.
     """
     return await repeat(
-        lambda: read_route(jetstream, names.routes_bucket(), type_name), Pauses(random.Random()), seconds=timeout
+        lambda: read_route(KeyValue(jetstream, names.routes_bucket()), type_name),
+        Pauses(random.Random()),
+        seconds=timeout,
     )
 
 

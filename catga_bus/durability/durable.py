@@ -29,6 +29,7 @@ from catga_bus.durability.inboxes import check_retention
 from catga_bus.durability.outbox import Relay
 from catga_bus.durability.owners_bucket import OwnersBucket
 from catga_bus.durability.routes import Route, Routes, schema_hash
+from catga_bus.durability.schedule import Mover
 from catga_bus.durability.sender import Sender, SenderStatistics
 from catga_bus.durability.shop import WorkStatistics
 from catga_bus.durability.streams import Streams
@@ -161,6 +162,8 @@ class Durable:
         self.send = self.sender.send  # looked up once, because it is used for every command
         self._starts_with_all = False
         self._entries: list[Registered] = []
+        self._mover: Mover | None = None
+        self._moving: asyncio.Task[None] | None = None
         self._announcer: Announcer | None = None
         self._announcing: asyncio.Task[None] | None = None
         self._tables: dict[str, Table] = {}
@@ -206,6 +209,7 @@ class Durable:
     async def start(self) -> None:
         """Listen for results, and keep partitions if there are handlers; after the node has joined the others."""
         await self.sender.start()
+        await self.routes.listen(self._transport)
         if not (self._has_commands or self._has_events):
             return
         self._check_stores()
@@ -223,6 +227,9 @@ class Durable:
         self._directory.on_dead.append(self._on_dead)
         if self._inbox is not None:
             self._sweeper = asyncio.create_task(self._sweep())
+        if self._has_commands and self._streams.has_schedules:
+            self._mover = Mover(self._jetstream, self._names, one.service, self._clock, random.Random())
+            self._moving = asyncio.create_task(self._mover.run())
         await self._announce()
         for table in self._tables.values():
             table.start()
@@ -231,11 +238,10 @@ class Durable:
         """Say what is handled here, and go on saying so."""
         self._announcer = Announcer(
             self._jetstream,
-            self._names,
+            KeyValue(self._jetstream, self._names.routes_bucket()),
             self._identity.service,
             [self._route(entry) for entry in self._entries],
             lambda: [info.commands for info in self._members() if _may_own(info) and info.commands],
-            KeyValue(self._jetstream, self._names.routes_bucket()).config(),
             self._clock,
         )
         with contextlib.suppress(JetStreamError):  # it is tried again
@@ -317,7 +323,7 @@ class Durable:
             await table.close()
         if self._subscription is not None:
             await self._subscription.close()
-        tasks = [task for task in (self._sweeper, self._announcing) if task is not None]
+        tasks = [task for task in (self._sweeper, self._announcing, self._moving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -359,6 +365,8 @@ class Durable:
     def reconnected(self) -> None:
         """The connection is back."""
         self.sender.reconnected()
+        if self._mover is not None:
+            self._mover.reconnected()
         for table in self._tables.values():
             table.reconnected()
 
@@ -451,7 +459,14 @@ class Durable:
     ) -> Stored:
         """Store a command: at once, at its time, or with the commit of whoever sends it."""
         if effects is not None:
+            if due_utc is not None:
+                raise ConfigurationError(
+                    f"{type(command).__name__}: what is sent with a commit cannot be delayed; enqueue it through the "
+                    f"bus, or have the handler of another command delay it"
+                )
             return await self._with_commit(effects, command, message_id, key, timeout, trace)
+        if due_utc is not None:
+            return await self.sender.enqueue_at(command, message_id, due_utc, timeout=timeout, key=key, trace=trace)
         return await self.sender.enqueue(command, message_id, timeout=timeout, key=key, trace=trace)
 
     async def publish(

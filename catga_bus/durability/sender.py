@@ -104,6 +104,8 @@ class Sender:
         self._sender = sender
         self._scheduler = Scheduler(jetstream, names, clock, rng)
         self._outlets = Outlets(routes, names, self._writer.line, clock)
+        self._turn = asyncio.Lock()  # whose route is being found
+        self._queued = 0  # calls that have it or wait for it
         self._max_payload = transport.max_payload
         self._is_closed = False
         self._commands = self._events = 0
@@ -278,11 +280,15 @@ class Sender:
         *,
         wants_result: bool = False,
     ) -> Any:
-        """Send a message. Where nothing has to be waited for, it is in its line before anything else runs."""
+        """Send a message. Where nothing has to be waited for, it is in its line before anything else runs.
+
+        Where it has to be, because a route must be read, what is sent meanwhile waits as well, whatever its type: else
+        a message of another type with the same key would overtake it.
+        """
         now = self._clock()
         deadline = now + timeout
         outlet = self._outlets.of(type(message), kind)
-        if self._is_closed or timeout <= 0.0 or not self._outlets.is_ready(outlet, now):
+        if self._queued or self._is_closed or timeout <= 0.0 or not self._outlets.is_ready(outlet, now):
             await self._make_ready(outlet, deadline)
         text = key_of(message, outlet, key)
         line, subject = self._outlets.way(outlet, message_id if text is None else text)
@@ -314,8 +320,22 @@ class Sender:
             raise
 
     async def _make_ready(self, outlet: Outlet, deadline: float) -> None:
+        """Have the route of a class, in the order of the calls."""
         self._check_open(outlet.type_name, deadline)
-        await self._outlets.make_ready(outlet, deadline)
+        self._queued += 1
+        try:
+            async with asyncio.timeout(deadline - self._clock()):
+                await self._turn.acquire()
+            try:
+                await self._outlets.make_ready(outlet, deadline)
+            finally:
+                self._turn.release()
+        except DeadlineExceededError:
+            raise
+        except TimeoutError:
+            pass  # said below
+        finally:
+            self._queued -= 1
         self._check_open(outlet.type_name, deadline)
 
     async def _wait_room(self, line: Line, what: str, deadline: float) -> None:

@@ -299,5 +299,3 @@ async def test_nonsense_is_the_handlers_own_error(inbox: SqliteInbox, statement:
     assert not any(isinstance(error, InboxError) for error in caught)
     assert await unit.commit(DONE) == DONE
     assert unit.failure is None
-
-
