@@ -1,6 +1,8 @@
 """What the README shows is run."""
 
+import contextlib
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -30,6 +32,18 @@ def catga(*arguments: str, url: str, at: Path) -> subprocess.CompletedProcess[st
     )
 
 
+def run(program: str, *, url: str, at: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, program],
+        cwd=at,
+        env={"CATGA_URL": url, "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The files of the README, as a reader would type them."""
@@ -39,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_python_block_is_a_file_that_the_tests_below_run() -> None:
-    assert sorted(FILES) == ["ask.py", "more.py", "shop.py"]
+    assert sorted(FILES) == ["ask.py", "billing.py", "more.py", "pay.py", "shop.py"]
     assert sum(language == "python" for language, _ in BLOCKS) == len(FILES)
 
 
@@ -57,19 +71,37 @@ def test_the_first_service_answers_as_shown(folder: Path, server_url: str) -> No
         while sent.returncode and time.monotonic() < deadline:
             sent = catga("send", "Quote", '{"sku": "sku-9"}', url=server_url, at=folder)
         assert (sent.returncode, sent.stdout.strip()) == (0, "1250"), sent.stderr
-        asked = subprocess.run(
-            [sys.executable, "ask.py"],
-            cwd=folder,
-            env={"CATGA_URL": server_url, "PATH": ""},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        asked = run("ask.py", url=server_url, at=folder)
         assert (asked.returncode, asked.stdout.strip()) == (0, "12.50"), asked.stderr
     finally:
         node.terminate()
         assert node.wait(30) == 0
+
+
+@pytest.mark.nats
+def test_commands_are_paid_as_shown(folder: Path, server_url: str) -> None:
+    billing, store = folder / "billing.py", folder / "billing.db"
+    small = "command_max_bytes=16_777_216, event_max_bytes=16_777_216, dead_letter_max_bytes=16_777_216"
+    billing.write_text(billing.read_text().replace("sqlite:///tmp/billing.db\"", f"sqlite://{store}\", {small}"))
+    node = subprocess.Popen(
+        [sys.executable, "-m", "catga_bus", "run", "billing:bus", "--url", server_url],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        paid = run("pay.py", url=server_url, at=folder)
+        while paid.returncode and time.monotonic() < deadline:
+            paid = run("pay.py", url=server_url, at=folder)
+        first, second = paid.stdout.splitlines()
+        assert (first[:7], second) == ("record ", "Ok(value=700)"), paid.stderr
+        with contextlib.closing(sqlite3.connect(store)) as database:
+            rows = database.execute("SELECT account, cents FROM debits ORDER BY rowid").fetchall()
+        assert rows == [("a-1", 500), ("a-1", 700)]
+    finally:
+        node.terminate()
+        assert node.wait(60) == 0
 
 
 async def test_the_longer_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
