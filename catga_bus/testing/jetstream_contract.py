@@ -769,7 +769,7 @@ class JetStreamContract:
         (message,) = await (await bus.pull("c", 1)).wait(1)
         forged = f"$JS.ACK.s.c.1.2.2.{round(message.time * 1e9)}.0"
         with pytest.raises(JetStreamUnknownError):
-            await js.acknowledge_confirmed(forged)
+            await js.acknowledge_confirmed(forged, timeout=0.3)
         there = await js.stream("s")
         assert there is not None
         assert there.messages == 2

@@ -363,6 +363,10 @@ class JetStream(Protocol):
     def acknowledge(self, reply: str) -> None:
         """Acknowledge a message, without knowing whether that arrives. Nothing happens without a connection."""
 
-    async def acknowledge_confirmed(self, reply: str) -> bool:
-        """Acknowledge a message and wait for the server to say so; return whether it did (False: consumer gone)."""
+    async def acknowledge_confirmed(self, reply: str, *, timeout: float = 2.0) -> bool:
+        """Acknowledge a message and wait for the server to say so; return whether it did (False: consumer gone).
+
+        The server says so to an acknowledgement of any delivery that is at or below where the consumer has come, also
+        to one that comes twice or from the owner of an older delivery: it proves receipt, nothing more.
+        """
         ...

@@ -6,7 +6,7 @@ whoever acknowledges by a plain publish is heard, too. What is stored lives as l
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -30,7 +30,7 @@ Send: TypeAlias = Callable[[str, str, bytes, str, Mapping[str, str] | None], Non
 
 _ROOT: Final = "$JS."
 _API: Final = "$JS.API."
-_NEXT: Final = "CONSUMER.MSG.NEXT."
+_NEXT: Final = ["CONSUMER", "MSG", "NEXT"]
 _API_LEVEL: Final = 2
 # What the model knows: the level of nats-server 2.12.
 
@@ -45,7 +45,19 @@ _CLIENT_ERRORS: Final = {
     ApiError.STREAM_STORE_FAILED: 503,
 }
 
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class _PullRequest(msgspec.Struct):
+    batch: Annotated[int, msgspec.Meta(ge=1)]
+    expires: Annotated[int, msgspec.Meta(ge=1)]
+    """Nanoseconds, as is the next."""
+
+    idle_heartbeat: int = 0
+
+
 _Json: TypeAlias = dict[str, Any]
+_decode_pull = msgspec.json.Decoder(_PullRequest).decode
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -151,7 +163,7 @@ class MemoryJetStream:
         if not subject.startswith(_API):
             return False
         tokens = subject.removeprefix(_API).split(".")
-        if subject.startswith(_API + _NEXT):
+        if tokens[:3] == _NEXT and len(tokens) == 5:
             return self._pull(now, tokens[3], tokens[4], payload, reply)
         for length in (3, 2, 1):
             operation = self._operations.get(".".join(tokens[:length]))
@@ -164,22 +176,22 @@ class MemoryJetStream:
         if payload not in _ACKS:
             # Postponed, terminated or still at work: the bus says none of it, and the model knows none of it.
             return True
-        taken = self.model.acknowledge(now, subject)
+        try:
+            taken = self.model.acknowledge(now, subject)
+        except ValueError:
+            return False
         if taken and reply:
             self._send(reply, reply, b"", "", None)
         return taken is not False
 
     def _pull(self, now: float, stream: str, consumer: str, payload: bytes, reply: str) -> bool:
-        body = _decode(payload)
-        return self.model.pull(
-            now,
-            stream,
-            consumer,
-            reply,
-            body["batch"],
-            expires=body["expires"] / _NANOSECONDS,
-            idle=body.get("idle_heartbeat", 0) / _NANOSECONDS,
-        )
+        try:
+            request = _decode_pull(payload)
+        except _UNREADABLE as error:
+            self._send(reply, reply, b"", "", {STATUS_HEADER: "400", DESCRIPTION_HEADER: f"Bad Request - {error}"})
+            return True
+        expires, idle = request.expires / _NANOSECONDS, request.idle_heartbeat / _NANOSECONDS
+        return self.model.pull(now, stream, consumer, reply, request.batch, expires=expires, idle=idle)
 
     def _answer(self, reply: str, answer: _Json) -> None:
         if reply:
@@ -265,7 +277,7 @@ def _outcome(
         return operation(now, names, _decode(payload) if payload else {})
     except JetStreamRefusedError as error:
         return _failure(error)
-    except (msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (*_UNREADABLE, AttributeError, LookupError, TypeError, ValueError) as error:
         return _failure(JetStreamRefusedError(_BAD_REQUEST, f"bad request: {error!r}"))
 
 

@@ -1,8 +1,8 @@
 """JetStream over a transport: the API in JSON, publishes with confirmation, and consumers at work."""
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ from catga_bus.transport.jetstream import (
 from catga_bus.transport.jetstream_configs import publish_headers, same_consumer, same_stream
 from catga_bus.transport.jetstream_deliveries import ACK
 from catga_bus.transport.jetstream_json import (
+    Json,
     consumer_info_from_json,
     consumer_to_json,
     message_from_json,
@@ -44,7 +45,10 @@ _CHANGE_TIMEOUT: Final = 5.0
 # Seconds until the outcome is unknown. Changes of a cluster's streams and consumers take the time of an election among
 # their replicas, 0.1 s as a rule; reads and acknowledgements take a round trip.
 
-_ACK_TIMEOUT: Final = 2.0
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# All that msgspec raises about bytes.
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -118,17 +122,17 @@ class NatsJetStream:
             if there is None or not same_stream(there.config, config):
                 raise
             return there
-        return _as_asked(config, stream_info_from_json(answer))
+        return _as_asked(config, _parsed(stream_info_from_json, answer))
 
     async def update_stream(self, config: StreamConfig) -> StreamInfo:
         """Change a stream."""
         answer = await self._api(f"STREAM.UPDATE.{config.name}", stream_to_json(config), _CHANGE_TIMEOUT)
-        return _as_asked(config, stream_info_from_json(answer))
+        return _as_asked(config, _parsed(stream_info_from_json, answer))
 
     async def stream(self, name: str) -> StreamInfo | None:
         """Return a stream, or None."""
         answer = await self._find(f"STREAM.INFO.{name}", None, ApiError.STREAM_NOT_FOUND)
-        return stream_info_from_json(answer) if answer is not None else None
+        return _parsed(stream_info_from_json, answer) if answer is not None else None
 
     async def stream_names(self, subject: str = "") -> list[str]:
         """Return the names of all streams, or of those that store a subject."""
@@ -142,7 +146,7 @@ class NatsJetStream:
     async def purge(self, stream: str, *, subject: str = "") -> int:
         """Delete all messages, or those on a subject; return how many."""
         answer = await self._api(f"STREAM.PURGE.{stream}", {"filter": subject} if subject else None, _CHANGE_TIMEOUT)
-        return int(answer["purged"])
+        return _parsed(lambda fields: int(fields["purged"]), answer)
 
     # Messages.
 
@@ -163,7 +167,7 @@ class NatsJetStream:
             raise JetStreamUnreachedError(f"{subject}: no stream stores it, or the stream has no leader")
         try:
             ack = _decode_pub_answer(answer)
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             raise _unreadable(subject, answer) from None
         if ack.error is not None:
             raise error_of(ack.error.err_code, ack.error.description, ack.error.code, subject)
@@ -216,12 +220,12 @@ class NatsJetStream:
             if there is None or not same_consumer(there.config, config):
                 raise
             return there
-        return consumer_info_from_json(answer)
+        return _parsed(consumer_info_from_json, answer)
 
     async def consumer(self, stream: str, name: str) -> ConsumerInfo | None:
         """Return a consumer, or None."""
         answer = await self._find(f"CONSUMER.INFO.{stream}.{name}", None, ApiError.CONSUMER_NOT_FOUND)
-        return consumer_info_from_json(answer) if answer is not None else None
+        return _parsed(consumer_info_from_json, answer) if answer is not None else None
 
     async def consumer_names(self, stream: str) -> list[str]:
         """Return the names of all consumers of a stream."""
@@ -252,15 +256,15 @@ class NatsJetStream:
         with contextlib.suppress(DisconnectedError):
             self._transport.publish(reply, ACK)
 
-    async def acknowledge_confirmed(self, reply: str) -> bool:
+    async def acknowledge_confirmed(self, reply: str, *, timeout: float = 2.0) -> bool:
         """Acknowledge a message and wait for the server to say so; return whether it did."""
-        return await self._calls.ask(reply, ACK, _ACK_TIMEOUT) is not None
+        return await self._calls.ask(reply, ACK, timeout) is not None
 
     # Inside.
 
     async def _message(self, stream: str, body: Mapping[str, Any]) -> StoredMessage | None:
         answer = await self._find(f"STREAM.MSG.GET.{stream}", body, ApiError.MESSAGE_NOT_FOUND)
-        return message_from_json(answer["message"]) if answer is not None else None
+        return _parsed(lambda fields: message_from_json(fields["message"]), answer) if answer is not None else None
 
     async def _find(
         self, operation: str, body: Mapping[str, Any] | None, absent: ApiError, *, timeout: float = _READ_TIMEOUT
@@ -295,12 +299,19 @@ class NatsJetStream:
     def _read(self, operation: str, answer: bytes) -> dict[str, Any]:
         try:
             fields = _decode(answer)
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             raise _unreadable(operation, answer) from None
         error = fields.get("error")
         if error is None:
             return fields
         raise error_of(error.get("err_code", 0), error.get("description", ""), error.get("code", 0), operation)
+
+
+def _parsed(parse: Callable[[Json], T], answer: Json) -> T:
+    try:
+        return parse(answer)
+    except (KeyError, TypeError, ValueError) as error:
+        raise JetStreamUnknownError(f"an answer that is not of JetStream ({error!r}): {str(answer)[:80]}") from error
 
 
 def _unreadable(what: str, answer: bytes) -> JetStreamError:
