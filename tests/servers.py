@@ -238,20 +238,24 @@ def _wait_for(condition: Callable[[], bool], otherwise: Callable[[], str]) -> No
         time.sleep(0.003)
 
 
-def start_cluster(start_server: Callable[..., NatsServer], size: int, config: str = "") -> list[NatsServer]:
+def start_cluster(
+    start_server: Callable[..., NatsServer], size: int, config: str = "", *, jetstream: bool = False
+) -> list[NatsServer]:
     """Start servers that name each other to their clients.
 
     Args:
         start_server: The fixture of that name.
         size: How many.
         config: More configuration, the same for each.
+        jetstream: Whether they store streams; they take seconds to elect who leads.
     """
     ports = [free_port() for _ in range(size)]
     routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
     return [
         start_server(
             f'server_name: "s{place}"\n'
-            f'cluster {{ name: "c", listen: "127.0.0.1:{port}", routes: [{routes}], pool_size: -1 }}\n{config}'
+            f'cluster {{ name: "c", listen: "127.0.0.1:{port}", routes: [{routes}], pool_size: -1 }}\n{config}',
+            jetstream=jetstream,
         )
         for place, port in enumerate(ports)
     ]
