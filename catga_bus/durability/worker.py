@@ -284,7 +284,7 @@ class Worker:
         if not self._is_open:
             return None
         if not self._keeping.is_careful:
-            self._loosen()
+            self.resume()  # what was in hand at a death is done: side by side again
             return None
         waiting = [
             (job.record.sequence, job.index, queue)
@@ -310,10 +310,6 @@ class Worker:
         assert job.place is not None
         job.place.bench.out += 1
         self._start(job)
-
-    def _loosen(self) -> None:
-        """Go on side by side: what was in hand at a death is done."""
-        self.resume()
 
     # -- endings ---------------------------------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ async def test_finishing_completes_what_has_begun_and_what_it_waits_for_and_forg
     assert (rig.worker.wanted, rig.worker.records, finish.done()) == (0, 1, False)
     rig.take(Debit("late"))
     desk.gates["a"].set()
-    await finish
+    await asyncio.wait_for(finish, 5.0)
     await rig.acked(1)
     await turns()
     assert desk.seen == [("a", 1), ("x", 1)]
@@ -146,7 +146,7 @@ async def test_finishing_runs_what_a_begun_record_waits_for_through_other_record
     await turns()
     assert rig.worker.records == 3
     desk.gates["x"].set()
-    await finish
+    await asyncio.wait_for(finish, 5.0)
     await rig.acked(1, 2, 3)
     assert (desk.of("b"), desk.of("c"), desk.of("d"), desk.of("e")) == ([1], [1, 2], [2, 3], [])
 
@@ -165,7 +165,7 @@ async def test_finishing_the_event_log_completes_everything_below_the_highest_be
     finish = asyncio.create_task(rig.worker.finish(below=below))
     await turns()
     desk.gates["a"].set()
-    await finish
+    await asyncio.wait_for(finish, 5.0)
     await rig.acked(*([1, 2] if below else [1]))
 
 
@@ -180,14 +180,14 @@ async def test_finishing_waits_for_answers_and_dead_letters(start: Start) -> Non
     await turns()
     assert not finish.done()
     rig.letters.gate.set()
-    await finish
+    await asyncio.wait_for(finish, 5.0)
     assert rig.order == ["answer 1", "done 1"]
 
 
 async def test_finishing_nothing_is_over_at_once_and_the_work_can_begin_anew(start: Start) -> None:
     desk = Desk()
     rig = await start(desk.router)
-    await rig.worker.finish(below=True)
+    await asyncio.wait_for(rig.worker.finish(below=True), 5.0)
     rig.take(Debit("a"))
     await turns()
     assert desk.seen == []
@@ -204,7 +204,7 @@ async def test_a_drop_ends_a_finish(start: Start) -> None:
     finish = asyncio.create_task(rig.worker.finish(below=False))
     await turns()
     rig.worker.drop()
-    await finish
+    await asyncio.wait_for(finish, 5.0)
     desk.gates["a"].set()
     await eventually(lambda: rig.dispatcher.statistics().intake == 0)
     assert rig.keeper.acked == []

@@ -107,7 +107,7 @@ async def test_nothing_of_a_record_that_another_node_takes_is_begun_nor_of_what_
     rig.take(Debit("c", 3), Debit("b", 3))
     assert (rig.worker.wanted, rig.worker.holds(2), rig.worker.holds(3)) == (0, True, True)
     await eventually(lambda: len(rig.asked) > 5)
-    await rig.worker.finish(below=True)
+    await asyncio.wait_for(rig.worker.finish(below=True), 5.0)
     assert (desk.seen, rig.keeper.acked, rig.letters.tries) == ([("b", 1)], [1], 0)
     assert not rig.worker.holds(2)
     assert not rig.worker.holds(3)
@@ -119,7 +119,7 @@ async def test_a_stranger_alone_goes_to_another_node_undone(start: Start) -> Non
     rig.hands_over = True
     rig.take("Stranger", Debit("b", 2))
     await eventually(lambda: len(rig.asked) > 5)
-    await rig.worker.finish(below=False)
+    await asyncio.wait_for(rig.worker.finish(below=False), 5.0)
     assert (desk.seen, rig.letters.buried, rig.keeper.acked) == ([], [], [])
     assert set(rig.asked) == {"Stranger"}
 
@@ -175,7 +175,7 @@ async def test_a_record_of_a_newer_wire_version_goes_to_another_node_with_all_be
     rig.hands_over = True
     rig.worker.take(rig.raw_record(b"\xc1\x02whatever comes"))
     rig.take(Debit("a", 1))
-    await rig.worker.finish(below=False)
+    await asyncio.wait_for(rig.worker.finish(below=False), 5.0)
     assert (desk.seen, rig.keeper.acked, rig.worker.records, rig.worker.holds(2)) == ([], [], 0, False)
     rig.worker.resume()
     rig.take(Debit("a", 2))
