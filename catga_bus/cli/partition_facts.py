@@ -12,9 +12,9 @@ from catga_bus.cluster.records import NodeInfo
 from catga_bus.durability.log_reader import Range
 from catga_bus.durability.routes import PARTITIONS_KEY
 from catga_bus.partition.hashing import MAX_PARTITIONS
-from catga_bus.partition.records import Held, read_record
+from catga_bus.partition.records import Held, consumer_of, read_record
 from catga_bus.transport.jetstream import JetStream, StoredMessage
-from catga_bus.wire import Names
+from catga_bus.wire import Names, token
 
 _SIDE_BY_SIDE: Final = 32
 # Questions to the server at a time: as many as it answers in a millisecond or two.
@@ -50,6 +50,8 @@ class PartitionFacts:
         self._read_through = 0
         self._created = ""
         self._queues: dict[str, _Queue] = {}
+        self._services: dict[str, str] = {}
+        # Names by token, of those that were heard: consumers are named after them. A plain name is its token.
         self._moves = Moves()
         self._limit = asyncio.Semaphore(_SIDE_BY_SIDE)
 
@@ -62,6 +64,7 @@ class PartitionFacts:
         """
         await self._read_records()
         by_id = {node.id: node for node in nodes}
+        self._services |= {token(node.service): node.service for node in by_id.values()}
         places = await self._places()
         waiting = await asyncio.gather(*(self._waiting(place) for place in places))
         return ordered(
@@ -126,7 +129,8 @@ class PartitionFacts:
     async def _waiting(self, place: Place) -> Waiting:
         async with self._limit:
             held = self._held.get(place)
-            name = held.record.last if held is not None and held.record is not None else ""
+            service = self._services.get(place[0], place[0])
+            name = consumer_of(service, place[2], held) if held is not None else None
             queue = self._queues.get(place[0]) if place[1] == "cmd" else None
             stream = self._names.event_stream() if place[1] == "evt" else queue.stream if queue is not None else ""
             info = await self._jetstream.consumer(stream, name) if name and stream else None

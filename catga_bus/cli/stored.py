@@ -1,6 +1,7 @@
 """What commands need of JetStream: a connection to it, and what its streams say of a service."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -57,13 +58,24 @@ async def open_jetstream(url: str | None, namespace: str, name: str) -> AsyncIte
         except JetStreamUnknownError as error:
             if events.denied is not None:  # nobody answers who was not asked
                 raise events.denied from error
-            raise
-        except JetStreamRefusedError as error:
-            if error.code in (ApiError.NOT_ENABLED, ApiError.NOT_ENABLED_FOR_ACCOUNT):
-                raise ConfigurationError(f"nothing is stored there: JetStream is off ({error.text})") from error
+            await _check_on(jetstream)
             raise
         finally:
             await jetstream.close()
+
+
+async def _check_on(jetstream: JetStream) -> None:
+    """Say if JetStream is off: then nobody answers its other questions.
+
+    Raises:
+        ConfigurationError: It is.
+    """
+    with contextlib.suppress(JetStreamUnknownError):
+        try:
+            await jetstream.account()
+        except JetStreamRefusedError as error:
+            if error.code in (ApiError.NOT_ENABLED, ApiError.NOT_ENABLED_FOR_ACCOUNT):
+                raise ConfigurationError(f"nothing is stored there: JetStream is off ({error.text})") from error
 
 
 def with_jetstream(work: Callable[[JetStream, Names], Awaitable[T]], url: str | None, namespace: str, name: str) -> T:

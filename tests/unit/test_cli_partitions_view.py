@@ -30,7 +30,7 @@ from catga_bus.cli.streams_view import row_of as stream_row
 from catga_bus.cluster.records import NodeInfo, NodeStatus
 from catga_bus.durability.routes import PARTITIONS_KEY
 from catga_bus.errors import ConfigurationError
-from catga_bus.partition.records import Held, OwnerRecord, write_record
+from catga_bus.partition.records import Held, OwnerRecord, consumer_name, write_record
 from catga_bus.testing import eventually
 from catga_bus.transport.jetstream import ConsumerConfig, StreamConfig, StreamInfo
 from catga_bus.wire import Names, owner_key
@@ -199,7 +199,7 @@ async def jetstream() -> ModelJetStream:
 
 async def claim(jetstream: ModelJetStream, domain: str, partition: int, **facts: Any) -> str:
     """Write an owner's record and make its consumer; return the consumer's name."""
-    record = held(**facts).record
+    record = held(**({"last": f"shop-p{partition}-e41-0000abcd"} | facts)).record
     assert record is not None
     bucket = NAMES.owners_bucket()
     await jetstream.publish(f"$KV.{bucket}.{owner_key('shop', domain, partition)}", write_record(record))
@@ -226,6 +226,16 @@ async def test_what_waits_in_a_queue_is_found(jetstream: ModelJetStream) -> None
     assert (first.partition, first.owner, first.epoch, first.is_announced) == (0, "shop-1", 41, True)
     assert (first.pending, first.in_flight, first.oldest_age, first.troubles) == (3, 2, 3.0, ())
     assert (second.owner, second.pending, second.oldest_age, second.troubles) == (None, None, 3.0, ("never claimed",))
+
+
+async def test_the_consumer_of_a_fresh_claim_is_found_by_its_name(jetstream: ModelJetStream) -> None:
+    await claim(jetstream, "cmd", 0, last="", nonce="abc")  # as the claim itself writes it
+    name = consumer_name("shop", 0, 41, "abc")
+    await jetstream.create_consumer(
+        NAMES.command_stream("shop"), ConsumerConfig(name=name, filters=(NAMES.command("shop", 0),))
+    )
+    first, _ = await look(jetstream)
+    assert (first.pending, first.troubles) == (0, ())
 
 
 async def test_an_empty_queue_without_an_owner_has_nothing_pending(jetstream: ModelJetStream) -> None:
