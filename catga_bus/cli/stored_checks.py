@@ -171,7 +171,7 @@ def _check_grade(streams: Sequence[StreamInfo], settings: Sequence[ServerSetting
     interval = max((server.sync_interval or 0.0 for server in stores), default=None)
     recent = "the last seconds or minutes" if interval is None else f"the last {age_text(interval)}"
     if not grades:
-        what = f"durability grade: file on one server. A crash of its system or a power failure loses {recent}"
+        what = f"durability grade: one copy. A crash of its system or a power failure loses {recent}"
         fix = "three servers and stream_replicas=3, or sync_interval: always in `jetstream {}` of the server"
         level = Level.UNKNOWN if not stores else Level.WARNING
         why = "whether it brings everything to the disk at once is not known" if not stores else "accepted may be lost"

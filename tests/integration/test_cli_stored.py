@@ -324,7 +324,7 @@ async def test_what_waits_for_a_service_that_is_down_is_seen(server: NatsServer,
 
 
 @pytest.mark.parametrize(
-    ("sync", "grade"), [('sync_interval: "2m"', "file on one server"), ("sync_interval: always", "fsynced")]
+    ("sync", "grade"), [('sync_interval: "2m"', "one copy"), ("sync_interval: always", "fsynced")]
 )
 async def test_doctor_names_the_durability_grade(
     start_server: Callable[..., NatsServer],

@@ -126,13 +126,13 @@ def test_when_servers_write_to_the_disk() -> None:
     ("streams", "servers", "level", "texts"),
     [
         ((stream(storage="memory"),), (settings(),), Level.WARNING, ("memory",)),
-        ((stream(),), (), Level.UNKNOWN, ("file on one server", "the last seconds or minutes")),
-        ((stream(),), (settings(),), Level.WARNING, ("file on one server", "the last 2 min")),
+        ((stream(),), (), Level.UNKNOWN, ("one copy", "the last seconds or minutes")),
+        ((stream(),), (settings(),), Level.WARNING, ("one copy", "the last 2 min")),
         ((stream(),), (settings(sync_always=True),), Level.OK, ("grade: fsynced.", "disk of its one server")),
         ((replicated(),), (settings(),), Level.OK, ("grade: replicated.", "the last 2 min")),
         ((replicated(),), (), Level.OK, ("grade: replicated.", "the last seconds or minutes")),
         ((replicated(),), (settings(sync_always=True),), Level.OK, ("grade: replicated and fsynced.",)),
-        ((replicated(), stream("catga-evt")), (settings(),), Level.WARNING, ("file on one server",)),
+        ((replicated(), stream("catga-evt")), (settings(),), Level.WARNING, ("one copy",)),
         (
             (replicated(),),
             (settings(sync_always=True), settings(name="n2", sync_interval=10.0)),
