@@ -250,11 +250,11 @@ class Bus(Router):
     def _is_optional(self, subject: str) -> bool:
         """Whether a node serves all the same if it may not use a subject: it only knows less of the others.
 
-        These are the discovery of services, what tells of other nodes, and the questions to them, the first of which
-        goes to the node's own id. Which nodes are asked before this is looked at is chance.
+        These are the discovery of services, what tells of other nodes and of changed routes, and the questions to the
+        other nodes, the first of which goes to the node's own id. Which nodes are asked before this is looked at is chance.
         """
         names = Names(self.config.namespace)
-        others = (names.heartbeats(), self.config.disconnect_events)
+        others = (names.heartbeats(), self.config.disconnect_events, names.route_changes())
         return subject.startswith(SERVICE_API) or subject in others or names.is_ping(subject)
 
     async def _connect(self) -> Transport:

@@ -516,6 +516,10 @@ class Names:
         """The bucket that says, for each type, which service handles it and how its keys are hashed."""
         return f"{self.namespace}-routes"
 
+    def route_changes(self) -> str:
+        """The subjects of all routes: for hearing of changes."""
+        return f"$KV.{self.routes_bucket()}.*"
+
     def hand_over(self, service: str, node_id: str) -> str:
         """The subject on which a node is asked for its partitions."""
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.handover"

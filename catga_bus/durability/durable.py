@@ -209,7 +209,7 @@ class Durable:
     async def start(self) -> None:
         """Listen for results, and keep partitions if there are handlers; after the node has joined the others."""
         await self.sender.start()
-        await self.routes.listen(self._transport)
+        self.routes.listen_on(self._transport)
         if not (self._has_commands or self._has_events):
             return
         self._check_stores()

@@ -122,11 +122,12 @@ class Routes:
     def __init__(self, jetstream: JetStream, names: Names, clock: Clock) -> None:
         self._jetstream = jetstream
         self._bucket = KeyValue(jetstream, names.routes_bucket())
-        self._changes = f"$KV.{names.routes_bucket()}.*"
+        self._changes = names.route_changes()
         self._log_stream = names.event_stream()
         self._clock = clock
         self._cached: dict[str, Cached] = {}
         self._subscription: Subscription | None = None
+        self._transport: Transport | None = None  # until it is listened to
 
     def known(self, type_name: str, now: float) -> Route | None:
         """Return a route that needs no reading; None if it has to be found."""
@@ -176,9 +177,12 @@ class Routes:
         if cached is not None and cached.read_at > -math.inf:
             cached.read_at = self._clock() - STALE_SECONDS - 1.0
 
-    async def listen(self, transport: Transport) -> None:
-        """Hear of changes at once instead of within `STALE_SECONDS`. Only a hint: it does not matter if it is lost."""
-        self._subscription = await transport.subscribe(self._changes, self._on_change)
+    def listen_on(self, transport: Transport) -> None:
+        """Hear of changes at once instead of within `STALE_SECONDS`, from the first call on that needs a route.
+
+        Only a hint: it does not matter if it is lost, or not permitted.
+        """
+        self._transport = transport
 
     def _on_change(self, subject: str, _: bytes, __: str, ___: object) -> None:
         key = subject.rpartition(".")[2]
@@ -198,6 +202,9 @@ class Routes:
 
     async def _read(self, type_name: str, cached: Cached, delay: float = 0.0) -> None:
         try:
+            transport, self._transport = self._transport, None
+            if transport is not None:
+                self._subscription = await transport.subscribe(self._changes, self._on_change)
             await asyncio.sleep(delay)
             while True:
                 try:
