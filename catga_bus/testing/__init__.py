@@ -14,12 +14,14 @@ from catga_bus.transport.memory_broker import MemoryBroker, broker_of
 if TYPE_CHECKING:
     from catga_bus.testing.discovery_contract import DiscoveryContract
     from catga_bus.testing.inbox_contract import InboxContract
+    from catga_bus.testing.jetstream_contract import JetStreamContract
     from catga_bus.testing.transport_contract import TransportContract
 
 __all__ = [
     "Carrier",
     "DiscoveryContract",
     "InboxContract",
+    "JetStreamContract",
     "MemoryBroker",
     "Received",
     "RecordedEvents",
@@ -34,6 +36,8 @@ def __getattr__(name: str) -> Any:
         return import_module("catga_bus.testing.transport_contract").TransportContract
     if name == "DiscoveryContract":
         return import_module("catga_bus.testing.discovery_contract").DiscoveryContract
+    if name == "JetStreamContract":
+        return import_module("catga_bus.testing.jetstream_contract").JetStreamContract
     if name == "InboxContract":
         return import_module("catga_bus.testing.inbox_contract").InboxContract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,15 +30,13 @@ _SHARE: Final = 8
 # A refill is sent when it is an eighth of what is still to come: so whoever asks for single messages causes few pulls,
 # and about 16 wait at the server, which keeps 512 and drops the rest without a word.
 
-_NAMES: Final = 1_024
-# Reply subjects in turn, so that a leader that goes tells of each pull.
-
 
 class NatsConsumption:
     """A consumer at work; `catga_bus.transport.jetstream.Consumption` is its contract.
 
     How much of a pull is over is told in three ways: a header says what was left; the reply subject of the pull ends in
-    its size, for a pull that reached nobody; and a consumer that is gone has ended all of them.
+    its number and its size, for a pull that reached nobody; and a consumer or leader that is gone has ended all of
+    them, which it says once for each: the first word counts, and those about pulls from before it do not.
 
     Args:
         transport: Connected.
@@ -75,6 +73,9 @@ class NatsConsumption:
         self._owed = 0
         # Credit is what was asked of the server and has not come, and what is owed to the next pull.
         self._pulls = 0
+        self._over = 0
+        # How many pulls there were; and up to which all are known to be over.
+
         self._again: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -112,6 +113,7 @@ class NatsConsumption:
     def forget_pulls(self) -> None:
         """The connection is gone, and the pulls with it."""
         self._asked = self._owed = 0
+        self._over = self._pulls
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -120,7 +122,7 @@ class NatsConsumption:
         batch = self._owed
         if not batch or self._again is not None or batch * _SHARE < self._asked:
             return
-        self._pulls = (self._pulls + 1) % _NAMES
+        self._pulls += 1
         body = pull_request(batch, self._expires, self._idle)
         try:
             self._transport.publish(self._request_subject, body, reply=f"{self._inbox}.{self._pulls}.{batch}")
@@ -150,7 +152,7 @@ class NatsConsumption:
         if code >= NO_MESSAGES:
             ended = self._ended(code, subject, headers)
             self._asked -= ended
-            if code == EXPIRED:
+            if code == EXPIRED and ended:
                 self._owed += ended
                 self._refill()
             elif code == NOBODY and self._clock() - self._opened_at < _SETTLING:
@@ -161,13 +163,16 @@ class NatsConsumption:
 
     def _ended(self, code: int, subject: str, headers: Mapping[str, str]) -> int:
         """Return how many messages that were asked for will not come."""
+        _, number, size = subject.rsplit(".", 2)
+        if int(number) <= self._over:
+            return 0
         left = headers.get(PENDING_HEADER, "")
         if left.isdecimal():
             return min(self._asked, int(left))
         if code == CONFLICT:
+            self._over = self._pulls
             return self._asked
-        size = subject.rpartition(".")[2]
-        return min(self._asked, int(size)) if size.isdecimal() else self._asked
+        return min(self._asked, int(size))
 
     def _try_again_soon(self) -> None:
         if self._again is None:

@@ -10,7 +10,10 @@ import pytest
 pytest.register_assert_rewrite(
     "catga_bus.testing.transport_contract",
     "catga_bus.testing.discovery_contract",
-    "catga_bus.testing.jetstream_contract",
+    "catga_bus.testing.jetstream_consumers",
+    "catga_bus.testing.jetstream_scripts",
+    "catga_bus.testing.jetstream_streams",
+    "catga_bus.testing.jetstream_trials",
 )
 
 

@@ -180,7 +180,7 @@ async def test_credit_never_falls_below_nothing(work: Work) -> None:
     work.deliver(3)
     assert work.consumption.credit == 0
     work.status(408, "Request Timeout", left=7)
-    assert work.consumption.credit == 0
+    assert (work.consumption.credit, work.batches) == (0, [1])
     work.consumption.pull(4)
     assert work.consumption.credit == 4
 
@@ -232,9 +232,22 @@ async def test_a_closed_one_is_forgotten() -> None:
     await jetstream.close()
 
 
-async def test_many_pulls_use_many_names_and_not_more(work: Work) -> None:
-    for _ in range(3_000):
-        work.consumption.pull(1)
-        work.deliver()
-    names = {each.reply for each in work.server.published}
-    assert len(names) == 1_024
+async def test_a_second_word_about_pulls_that_are_over_ends_no_new_one(work: Work) -> None:
+    work.consumption.pull(10)
+    work.consumption.pull(10)
+    work.status(409, "Leadership Change", place=0)
+    work.consumption.pull(7)
+    work.status(409, "Leadership Change", place=1)
+    assert (work.batches, work.consumption.credit) == ([10, 10, 7], 7)
+    work.status(409, "Leadership Change", place=2)
+    assert work.consumption.credit == 0
+
+
+async def test_pulls_from_before_a_lost_connection_are_neither_counted_nor_asked_again(work: Work) -> None:
+    work.consumption.pull(10)
+    work.jetstream.disconnected()
+    work.consumption.pull(7)
+    work.status(408, "Request Timeout", left=10, place=0)
+    work.status(408, "Request Timeout", left=0, place=0)
+    assert (work.batches, work.consumption.credit) == ([10, 7], 7)
+    assert work.statuses == [(408, "Request Timeout")] * 2
