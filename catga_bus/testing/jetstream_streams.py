@@ -68,6 +68,15 @@ class StreamScripts(JetStreamScripts):
         error = await refused(js.create_stream(StreamConfig(name="s", subjects=("s.*",), max_bytes=10)))
         assert error.code == ApiError.STREAM_NAME_IN_USE
 
+    async def test_what_cannot_be_made_is_refused(self, js: JetStream) -> None:
+        subjects = ("s.*",)
+        for config, code in (
+            (StreamConfig(name="s", subjects=subjects, replicas=3), 10074),
+            (StreamConfig(name="s", subjects=subjects, max_age=10.0, duplicate_window=11.0), ApiError.INVALID_CONFIG),
+        ):
+            assert (await refused(js.create_stream(config))).code == code
+        assert await js.stream_names() == []
+
     async def test_two_streams_share_no_subject(self, js: JetStream) -> None:
         await js.create_stream(QUEUE)
         error = await refused(js.create_stream(StreamConfig(name="t", subjects=("s.7",))))

@@ -12,7 +12,6 @@ from catga_bus.testing.carrier import Carrier
 from catga_bus.testing.jetstream_scripts import QUEUE, Client, JetStreamScripts, found, refused, until
 from catga_bus.testing.waiting import eventually
 from catga_bus.transport.jetstream import ApiError, JetStream, JetStreamUnknownError, StreamConfig
-from catga_bus.transport.jetstream_json import to_rfc3339
 from catga_bus.transport.key_value import Entry, KeyValue
 from catga_bus.transport.schedules import SCHEDULE_HEADER, SCHEDULE_TARGET_HEADER, schedule_at
 
@@ -100,9 +99,7 @@ class TrialScripts(JetStreamScripts):
         if (await js.account())["api"]["level"] < 2:
             pytest.skip("needs nats-server 2.12")
         await js.create_stream(
-            StreamConfig(
-                name="s", subjects=("s.*", "at.*"), retention="workqueue", allow_schedules=True, allow_rollup=True
-            )
+            StreamConfig(name="s", subjects=("s.*", "at.*"), retention="workqueue", allow_schedules=True)
         )
         await bus.queue("s.0")
         puller = await bus.pull("c", 10)
@@ -120,9 +117,9 @@ class TrialScripts(JetStreamScripts):
     async def test_a_delayed_message_can_be_taken_back(self, bus: Client, js: JetStream) -> None:
         if (await js.account())["api"]["level"] < 2:
             pytest.skip("needs nats-server 2.12")
-        await js.create_stream(
-            StreamConfig(name="s", subjects=("s.*", "at.*"), allow_schedules=True, allow_rollup=True)
-        )
+        config = StreamConfig(name="s", subjects=("s.*", "at.*"), allow_schedules=True)
+        assert (await js.create_stream(config)).config.allow_rollup
+        await js.create_stream(config)
         due = utc_now().timestamp() + 0.5
         for place in ("at.1", "at.2"):
             headers = {SCHEDULE_HEADER: schedule_at(due), SCHEDULE_TARGET_HEADER: "s.0"}
@@ -134,9 +131,7 @@ class TrialScripts(JetStreamScripts):
     async def test_a_bad_schedule_is_refused(self, js: JetStream) -> None:
         if (await js.account())["api"]["level"] < 2:
             pytest.skip("needs nats-server 2.12")
-        await js.create_stream(
-            StreamConfig(name="s", subjects=("s.*", "at.*"), allow_schedules=True, allow_rollup=True)
-        )
+        await js.create_stream(StreamConfig(name="s", subjects=("s.*", "at.*"), allow_schedules=True))
         at = schedule_at(utc_now().timestamp() + 60.0)
 
         async def code(when: str, target: str) -> int:
@@ -149,7 +144,8 @@ class TrialScripts(JetStreamScripts):
         await js.create_stream(StreamConfig(name="t", subjects=("t.*",)))
         headers = {SCHEDULE_HEADER: at, SCHEDULE_TARGET_HEADER: "t.0"}
         assert (await refused(js.publish("t.1", b"", headers=headers))).code == 10188
-        assert to_rfc3339(0.0) in schedule_at(0.0)
+        refusing = StreamConfig(name="u", subjects=("u.*",), allow_schedules=True, discard="new")
+        assert (await refused(js.create_stream(refusing))).code == ApiError.INVALID_CONFIG
 
     # Buckets
 

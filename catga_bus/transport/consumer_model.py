@@ -293,26 +293,24 @@ class ConsumerModel:
                 return message
         if self.config.acks == "explicit" and 0 < self.config.max_ack_pending <= len(self._pending):
             return None
-        if self._skip_list:
-            return self._take_skipping()
-        message = self._stream.next(self._next, self.patterns)
+        message = self._take_skipping() or self._stream.next(self._next, self.patterns)
         if message is None:
             self._next = max(self._next, self._stream.last_sequence + 1)
             return None
         self._next = message.sequence + 1
         self._unseen -= 1
+        if self._resume and not self._skip_list:
+            self._next, self._resume = max(self._next, self._resume), 0
         return message
 
     def _take_skipping(self) -> StoredMessage | None:
-        message = None
-        while message is None and self._skip_list:
+        """Return the next of the last messages of each subject, if that is where the consumer is."""
+        while self._skip_list:
             message = self._stream.message(self._skip_list.popleft())
-        if message is not None:
-            self._next = message.sequence + 1
-            self._unseen -= 1
-        if not self._skip_list:
-            self._next = max(self._next, self._resume)
-        return message
+            if message is not None:
+                return message
+        self._next = max(self._next, self._resume)
+        return None
 
     def _deliver(self, now: float, message: StoredMessage) -> None:
         pull = self._pulls.popleft()

@@ -23,6 +23,8 @@ def normal_stream(config: StreamConfig) -> StreamConfig:
     return msgspec.structs.replace(
         config,
         first_sequence=max(config.first_sequence, 1),
+        # A delayed message replaces the one before it on its subject, so the server turns this on by itself.
+        allow_rollup=config.allow_rollup or config.allow_schedules,
         duplicate_window=config.duplicate_window or DEFAULT_DUPLICATE_WINDOW,
         metadata=_own(config.metadata),
     )

@@ -84,9 +84,13 @@ class JetStreamModel:
 
     Calls raise `JetStreamRefusedError` as the server refuses, and `JetStreamUnknownError` where it does not answer
     (nobody stores the subject). After each call `run` returns what the server sends because of it.
+
+    Args:
+        servers: How many there are to replicate on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, servers: int = 1) -> None:
+        self._servers = servers
         self._streams: dict[str, _Stream] = {}
         self._outbox: Outbox = []
         self._timers: Timers[_Stream | ConsumerModel] = Timers()
@@ -98,6 +102,7 @@ class JetStreamModel:
 
     def create_stream(self, now: float, config: StreamConfig) -> StreamInfo:
         """Make a stream, or find it with the same configuration."""
+        self._advance(now)
         config = normal_stream(config)
         there = self._streams.get(config.name)
         if there is not None:
@@ -112,6 +117,7 @@ class JetStreamModel:
 
     def update_stream(self, now: float, config: StreamConfig) -> StreamInfo:
         """Change a stream."""
+        self._advance(now)
         config = normal_stream(config)
         stream = self._find(config.name)
         old = stream.model.config
@@ -143,6 +149,7 @@ class JetStreamModel:
 
     def delete_stream(self, now: float, name: str) -> bool:
         """Delete a stream and its consumers; return whether it was there."""
+        self._advance(now)
         stream = self._streams.pop(name, None)
         if stream is None:
             return False
@@ -204,6 +211,7 @@ class JetStreamModel:
 
     def delete_message(self, now: float, stream: str, sequence: int) -> bool:
         """Let one message go; return whether it was there."""
+        self._advance(now)
         model = self._find(stream).model
         if model.config.deny_delete:
             raise JetStreamRefusedError(10057, "message delete not permitted")
@@ -239,6 +247,7 @@ class JetStreamModel:
 
     def delete_consumer(self, now: float, stream: str, name: str) -> bool:
         """Delete a consumer; return whether it was there."""
+        self._advance(now)
         return self._drop(self._find(stream), name)
 
     # Delivery.
@@ -385,7 +394,7 @@ class JetStreamModel:
                     raise JetStreamRefusedError(ApiError.SUBJECTS_OVERLAP, "subjects overlap with an existing stream")
         if config.max_age and config.duplicate_window > config.max_age:
             raise JetStreamRefusedError(10052, "duplicates window can not be larger then max age")
-        if config.replicas > 1:
+        if config.replicas > self._servers:
             raise JetStreamRefusedError(10074, "replicas > 1 not supported in non-clustered mode")
         if config.allow_schedules and config.discard == "new":
             raise JetStreamRefusedError(10052, "message scheduling cannot use discard new")
