@@ -290,7 +290,9 @@ class Durable:
                 domain,
                 partition,
                 Party(me, self._incarnation(), _nonce, _first_sequence),
-                lambda keeping: self.workshop.worker(keeping, domain.stream, self._on_unknown, by_type=domain.is_log),
+                lambda keeping: self.workshop.worker(
+                    keeping, domain.stream, partition, self._on_unknown, by_type=domain.is_log
+                ),
                 clock=self._clock,
                 may_claim=may_claim,
                 on_change=on_change,

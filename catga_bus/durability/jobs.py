@@ -59,10 +59,12 @@ class Hands(Protocol):
         """A job is done, or that of a forgotten record has ended: its key is free."""
 
 
-class Job(Frame):
+class Job(Frame, kw_only=True):
     """A frame of a stored record on its way through a handler."""
 
-    hands: Hands | None = None
+    hands: Hands
+    """Whose it is; of a job of a forgotten record whoever has its key."""
+
     place: "Place | None" = None
     """Who takes it; None if nobody here knows its type."""
 
@@ -178,6 +180,5 @@ class Place:
 
     def _open(self, job: Job) -> Any:
         """Begin a job, and return its message. The dispatcher decodes what it starts, and starts what it decodes."""
-        assert job.hands is not None
         job.hands.begin(job)
         return self._decode(job.message.body)

@@ -19,7 +19,7 @@ import msgspec
 from catga_bus.dispatch.deliveries import Delivery
 from catga_bus.dispatch.failures import describe
 from catga_bus.durability.inbox import FencedError, Recorded
-from catga_bus.durability.jobs import Doom, Hands, Job
+from catga_bus.durability.jobs import Doom, Job
 from catga_bus.durability.letters import DeadLetter, Reason
 from catga_bus.durability.shop import Shop
 from catga_bus.errors import Code
@@ -43,15 +43,13 @@ class Outcomes:
         shop: What all partitions share.
         keeping: The keeper of this one.
         stream: Where its records lie.
-        hands: The worker.
     """
 
-    def __init__(self, shop: Shop, keeping: Keeping, stream: str, hands: Hands) -> None:
+    def __init__(self, shop: Shop, keeping: Keeping, stream: str) -> None:
         self._shop = shop
         self._counts = shop.counts
         self._keeping = keeping
         self._stream = stream
-        self._hands = hands
 
     def settle(self, delivery: Delivery, status: Status, value: Any, seconds: float) -> None:
         """Take what a delivery has come to; see `catga_bus.dispatch.deliveries.Settle`."""
@@ -76,7 +74,7 @@ class Outcomes:
     def _ended(self, job: Job, status: Status, value: Any, seconds: float) -> None:
         delivery, job.delivery = job.delivery, None
         is_recalled = delivery is not None and delivery.deadline == -math.inf
-        self._hands.attempt_ended(job)
+        job.hands.attempt_ended(job)
         if job.record.lost:
             self._abandon(job)
         elif status is Status.OK or status is Status.REFUSED:
@@ -89,7 +87,7 @@ class Outcomes:
         elif status is Status.INVALID:
             self.bury(job, Doom(Reason.INVALID, value.message))
         elif is_recalled:
-            self._hands.recalled(job)
+            job.hands.recalled(job)
         else:
             self.put_off(job, value.message)
 
@@ -109,7 +107,7 @@ class Outcomes:
             self._counts.handled += 1
         else:
             self._counts.refused += 1
-        self._hands.done(job)
+        job.hands.done(job)
 
     def _answer(self, job: Job, inbox: str, frame: bytes, seconds: float) -> None:
         shop, message = self._shop, job.message
@@ -145,7 +143,7 @@ class Outcomes:
             if self._shop.relay is not None and job.fence is not None:
                 self._shop.relay.send(job.fence, unit.outbound)
             if job.record.lost:
-                self._hands.done(job)
+                job.hands.done(job)
             elif recorded == result:
                 self._conclude(job, recorded.status, msgspec.Raw(recorded.body), seconds)
             else:
@@ -159,7 +157,7 @@ class Outcomes:
         if record.reply is not None and message.remaining_ms is not None:
             body = msgspec.Raw(recorded.body)
             self._answer(job, record.reply, _encode((message.id, recorded.status, body, self._shop.node_id)), 0.0)
-        self._hands.done(job)
+        job.hands.done(job)
 
     def _fenced(self, job: Job, error: FencedError) -> None:
         """The store has seen a higher epoch: of this node, which has claimed anew meanwhile, or of another one."""
@@ -172,7 +170,7 @@ class Outcomes:
             )  # fmt: skip
             self._keeping.lost()
         if job.record.lost:
-            self._hands.done(job)
+            job.hands.done(job)
         else:
             self.put_off(job, f"{error}")
 
@@ -196,7 +194,7 @@ class Outcomes:
                 "rollback", "%s: an attempt could not be rolled back: %s", self._stream, describe(error)
             )
         if fault is None or job.record.lost:
-            self._hands.done(job)
+            job.hands.done(job)
         elif unit.failure is not None:
             self.put_off(job, f"{unit.failure}")  # the store is to blame, not the handler
         else:
@@ -212,7 +210,7 @@ class Outcomes:
             self.bury(job, Doom(Reason.ATTEMPTS, error))
             return
         self._counts.retries += 1
-        self._hands.again(job, error, pause_before(attempt, options.retry, self._shop.rng.random()))
+        job.hands.again(job, error, pause_before(attempt, options.retry, self._shop.rng.random()))
         assert job.trouble is not None
         job.trouble.failures += 1
 
@@ -220,14 +218,14 @@ class Outcomes:
         """Start a job later, without counting an attempt: it was not started, or may not count."""
         self._counts.delayed += 1
         delays = 1 if job.trouble is None else job.trouble.delays + 1
-        self._hands.again(job, error, pause_before(delays, PUT_OFF, self._shop.rng.random()))
+        job.hands.again(job, error, pause_before(delays, PUT_OFF, self._shop.rng.random()))
         assert job.trouble is not None
         job.trouble.delays = delays
 
     def _abandon(self, job: Job) -> None:
         """The record was forgotten: nothing of it is committed or answered."""
         if job.unit is None:
-            self._hands.done(job)
+            job.hands.done(job)
         else:
             self._shop.spawn(self._roll_back(job, None))
 
@@ -259,7 +257,7 @@ class Outcomes:
             if record.reply is not None and message.remaining_ms is not None:
                 fault = Fault(Code.DEAD_LETTERED, f"{doom.reason}: {doom.error}")
                 self._answer(job, record.reply, shop.answers.fault(message.id, Status.FAILED, fault), 0.0)
-        self._hands.done(job)
+        job.hands.done(job)
         shop.dispatcher.wake()
 
 

@@ -76,6 +76,8 @@ class WorkStatistics(msgspec.Struct, frozen=True):
     """Messages whose thread runs on past its deadline now: they keep their keys."""
 
     partitions: int
+    """Partitions that are at work: owned and not paused."""
+
     records: int
     """Records in hand."""
 

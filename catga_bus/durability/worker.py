@@ -52,7 +52,7 @@ class Worker:
         self._stream = stream
         self._by_type = by_type
         self._lanes: Lanes[Job] = Lanes()
-        self._outcomes = Outcomes(shop, keeping, stream, self)
+        self._outcomes = Outcomes(shop, keeping, stream)
         self._settle = self._outcomes.settle
         self._lookup = None if shop.inbox is None else Lookup(shop, shop.inbox, self._found, self._not_found_out)
         self._caution = Caution(shop, keeping, self._pick, self._start_marked, self._outcomes.put_off)
@@ -69,7 +69,21 @@ class Worker:
         self._outbox: Fence | None = None  # under which what was committed for sending is published
         self._emptied = asyncio.Event()
 
+    def succeed(self, before: "Worker") -> None:
+        """Begin where an earlier tenure of this process has ended, some of whose handlers may still run.
+
+        What they hold is not run beside them.
+        """
+        before.drop()
+        for job in self._lanes.inherit(before._lanes):  # noqa: SLF001 - the same class
+            job.hands = self
+
     # -- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may start."""
+        return self._is_open
 
     @property
     def wanted(self) -> int:

@@ -8,7 +8,6 @@ await workshop.close()                                  # before the dispatcher 
 import random
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakSet
 
 from catga_bus.clock import Clock
 from catga_bus.codec import Gate
@@ -83,7 +82,7 @@ class Workshop:
             rng=rng,
         )
         self._benches: dict[object, Bench] = {}
-        self._workers: WeakSet[Worker] = WeakSet()  # a keeper lets go of its worker when it is through with it
+        self._workers: dict[tuple[str, int], Worker] = {}  # the last one of each partition
 
     def add(self, station: Station, options: HandlerOptions) -> None:
         """Take on a command type or a durable event type.
@@ -103,23 +102,29 @@ class Workshop:
         """The types that are handled here."""
         return tuple(self._shop.places)
 
-    def worker(self, keeping: Keeping, stream: str, unknown: Callable[[str], bool], *, by_type: bool) -> Worker:
-        """Return the work of one partition, paused.
+    def worker(
+        self, keeping: Keeping, stream: str, partition: int, unknown: Callable[[str], bool], *, by_type: bool
+    ) -> Worker:
+        """Return the work of one tenure of a partition, paused; that of an earlier one is dropped.
 
         Args:
             keeping: The keeper of the partition.
             stream: Where its records lie.
+            partition: Which.
             unknown: Told of a type that nobody here handles (empty: of a wire version that nobody here reads); returns
                 whether the partition is about to be handed to a node that does.
             by_type: Whether the subjects of the stream name the type: those of the event log do.
         """
         worker = Worker(self._shop, keeping, stream, unknown, by_type=by_type)
-        self._workers.add(worker)
+        before = self._workers.get((stream, partition))
+        if before is not None:
+            worker.succeed(before)
+        self._workers[stream, partition] = worker
         return worker
 
     def statistics(self) -> WorkStatistics:
         """Return the counts so far."""
-        counts, workers = self._shop.counts, list(self._workers)
+        counts, workers = self._shop.counts, list(self._workers.values())
         oldest: WaitingKey | None = None
         for worker in workers:
             waiting = worker.oldest()
@@ -134,7 +139,7 @@ class Workshop:
             fenced=counts.fenced,
             delayed=counts.delayed,
             stuck=counts.stuck,
-            partitions=len(workers),
+            partitions=sum(worker.is_open for worker in workers),
             records=sum(worker.records for worker in workers),
             frames=sum(worker.frames for worker in workers),
             waiting_keys=sum(worker.waiting_keys for worker in workers),
@@ -143,6 +148,6 @@ class Workshop:
 
     async def close(self) -> None:
         """Drop everything, and end what is under way beside the handlers."""
-        for worker in list(self._workers):
+        for worker in self._workers.values():
             worker.drop()
         await self._shop.close()

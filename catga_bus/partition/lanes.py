@@ -239,6 +239,16 @@ class Lanes(Generic[F]):
         """Forget everything; return its frames. What runs keeps its lane until it ends."""
         return self._forget(set())
 
+    def inherit(self, before: "Lanes[F]") -> list[F]:
+        """Take the lanes over that are held by what still runs of forgotten records elsewhere; return its frames.
+
+        Args:
+            before: From which everything has been dropped. These lanes are empty.
+        """
+        self._ghosts, before._ghosts = before._ghosts, set()  # noqa: SLF001 - the same class
+        self._last, before._last = before._last, {}  # noqa: SLF001 - the same class
+        return list(self._ghosts)
+
     def _forget(self, kept: set[int]) -> list[F]:
         """Forget all records but those of some sequences, and link the lanes anew."""
         forgotten = list(self.undone())

@@ -100,6 +100,8 @@ class World:
     def claim(self, node: Owner) -> None:
         """Give the partition to a node, whose worker is as at its beginning."""
         self.epoch += 1
+        if self.rng.random() < 0.5:
+            node.keeper, node.worker = node.rig.partition(1, open=False)
         keeper = node.keeper
         keeper.fence = Fence(3, self.epoch)
         keeper.on_done = lambda sequence: self._acknowledged(node, sequence)

@@ -237,6 +237,7 @@ class Rig:
         self._threads: list[HandlerThreads] = []
         self._sequences: dict[int, int] = {}
         self._ids = 0
+        self._partitions = 0
 
     async def start(self) -> "Rig":
         """Build the room and one worker."""
@@ -288,10 +289,18 @@ class Rig:
         await self._coalescer.close()
         await self.transport.close()
 
-    def partition(self, *, by_type: bool = False, open: bool = True) -> tuple[Keeper, Worker]:  # noqa: A002
-        """Return another keeper and its worker."""
+    def partition(
+        self,
+        number: int | None = None,
+        *,
+        by_type: bool = False,
+        open: bool = True,  # noqa: A002
+    ) -> tuple[Keeper, Worker]:
+        """Return another keeper and its worker: of another partition, unless its number is given."""
         keeper = Keeper()
-        worker = self.workshop.worker(keeper, STREAM, self._unknown, by_type=by_type)
+        if number is None:
+            number = self._partitions = self._partitions + 1
+        worker = self.workshop.worker(keeper, STREAM, number, self._unknown, by_type=by_type)
         keeper.on_done = lambda sequence: self.order.append(f"done {sequence}")
         if open:
             worker.resume()
