@@ -56,7 +56,7 @@ class Worker:
         self._settle = self._outcomes.settle
         self._lookup = None if shop.inbox is None else Lookup(shop, shop.inbox, self._found, self._not_found_out)
         self._caution = Caution(shop, keeping, self._pick, self._start_marked, self._outcomes.put_off)
-        self._strangers = Strangers(shop, unknown, self._serve, self.again, self._lift)
+        self._strangers = Strangers(shop, unknown, self._serve, self.again, self._lift, lambda: not self._is_finishing)
         self._queues: dict[Bench, Queue] = {}
         self._aside: list[Job] = []  # what no handler takes, while nothing may start
         self._timers: dict[Job, asyncio.TimerHandle] = {}

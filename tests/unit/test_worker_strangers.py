@@ -137,6 +137,26 @@ async def test_a_held_record_goes_on_when_the_other_node_does_not_take_it_after_
     await rig.acked(2)
 
 
+async def test_a_record_is_held_for_a_while_only_and_none_again_soon(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "HOLD_SECONDS", 0.05)
+    desk = Desk()
+    rig = await start(desk.router, unroutable_after=0.01)
+    rig.hands_over = True
+    rig.take("Stranger", Debit("b", 2))
+    assert desk.seen == []
+    await eventually(lambda: desk.of("b") == [2])
+    rig.take("Stranger", Debit("b", 3))
+    assert rig.worker.wanted > 0  # nothing is held
+    await eventually(lambda: desk.of("b") == [2, 3])
+    await turns()
+    assert rig.letters.tries == 0  # another node knows it
+    finish = asyncio.create_task(rig.worker.finish(below=False))
+    await asyncio.wait_for(finish, 5.0)  # but cannot have it without what has begun
+    assert [letter.reason for letter in rig.letters.buried] == [Reason.UNROUTABLE] * 2
+
+
 async def test_a_stranger_waits_on_for_a_node_that_will_take_it(start: Start) -> None:
     rig = await start(Desk().router, unroutable_after=0.02)
     rig.take("Stranger")
