@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from catga_bus.dispatch.deliveries import Delivery, Station
+from catga_bus.dispatch.failures import describe
 from catga_bus.durability.inbox import Unit
 from catga_bus.durability.letters import Reason
 from catga_bus.effects import Fence
@@ -79,6 +80,9 @@ class Job(Frame, kw_only=True):
 
     doom: Doom | None = None
     trouble: Trouble | None = None
+    fault: str = ""
+    """Why it could not begin, through no fault of its own."""
+
     is_known_new: bool = False
     """Whether the inbox has said that it is not done."""
 
@@ -180,5 +184,9 @@ class Place:
 
     def _open(self, job: Job) -> Any:
         """Begin a job, and return its message. The dispatcher decodes what it starts, and starts what it decodes."""
-        job.hands.begin(job)
+        try:
+            job.hands.begin(job)
+        except Exception as error:
+            job.fault = describe(error)  # else the dispatcher's word for it would be that the body is wrong
+            raise
         return self._decode(job.message.body)

@@ -84,6 +84,9 @@ class Outcomes:
                 self._conclude(job, status, value, seconds)
         elif status is Status.FAILED:
             self._failed(job, value)
+        elif job.fault:
+            fault, job.fault = job.fault, ""
+            self.put_off(job, fault)
         elif status is Status.INVALID:
             self.bury(job, Doom(Reason.INVALID, value.message))
         elif is_recalled:

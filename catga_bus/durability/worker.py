@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 from catga_bus.dispatch.deliveries import Delivery
+from catga_bus.dispatch.failures import describe
 from catga_bus.durability.careful import Caution
 from catga_bus.durability.inbox import Recorded
 from catga_bus.durability.jobs import Bench, Doom, Job, Queue, Trouble
@@ -159,7 +160,7 @@ class Worker:
         ready = self._lanes.take(record)
         if not record.frames:
             self._lanes.close(record)
-            self._keeping.done(record.sequence)
+            self._acknowledge(record.sequence)
             return
         self._strangers.meet(record)
         for job in ready:
@@ -359,14 +360,14 @@ class Worker:
             self._troubled.pop(job, None)
         record = job.record
         following = self._lanes.end(job)
-        if not record.left and not record.lost:
-            self._record_done(record)
         if following is not None:
             self._offer(following)
+        if not record.left and not record.lost:
+            self._record_done(record)
 
     def _record_done(self, record: Record) -> None:
         if record.reply is None:
-            self._keeping.done(record.sequence)
+            self._acknowledge(record.sequence)
             self._note_empty()
         else:
             # Answers leave at the end of this turn of the loop, and the acknowledgement goes behind them.
@@ -380,8 +381,15 @@ class Worker:
     def _report(self) -> None:
         answered, self._answered = self._answered, []
         for sequence in answered:
-            self._keeping.done(sequence)
+            self._acknowledge(sequence)
         self._note_empty()
+
+    def _acknowledge(self, sequence: int) -> None:
+        try:
+            self._keeping.done(sequence)
+        except Exception as error:  # it is delivered again
+            text = "a record of %s could not be acknowledged: %s"
+            self._shop.rare_log.warn("acknowledge", text, self._stream, describe(error))
 
     def _lift(self) -> None:
         """Take apart what came behind a record that nothing passed."""

@@ -115,6 +115,16 @@ async def test_an_inbox_that_cannot_be_read_puts_off_and_costs_no_attempt(start:
     assert rig.workshop.statistics().dead_letters == {}
 
 
+async def test_an_inbox_that_cannot_begin_puts_off_and_takes_nothing_for_invalid(start: Start) -> None:
+    till, inbox = Till(max_attempts=1), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    inbox.unit_errors = [CatgaError("the inbox is not open")] * 2
+    rig.take(Debit("a", 1))
+    await rig.acked(1)
+    assert (rig.letters.tries, inbox.effects) == (0, ["a 1 attempt 1"])
+    assert rig.workshop.statistics().delayed == 2
+
+
 async def test_a_fenced_effect_is_dropped_without_acknowledgement_and_counted(start: Start) -> None:
     till, inbox = Till(), FakeInbox()
     rig = await start(till.router, inbox=inbox)

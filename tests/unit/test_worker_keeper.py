@@ -322,6 +322,21 @@ async def test_what_was_answered_and_not_reported_is_not_acknowledged_after_the_
     assert rig.keeper.acked == []
 
 
+async def test_an_acknowledgement_that_fails_holds_back_nobody(start: Start) -> None:
+    desk = Desk()
+    rig = await start(desk.router)
+
+    def fail(sequence: int) -> None:
+        if sequence == 1:
+            raise RuntimeError("no connection")
+
+    rig.keeper.on_done = fail
+    rig.take(Debit("a", 1))
+    rig.take(Debit("a", 2))
+    await rig.acked(1, 2)
+    assert desk.of("a") == [1, 2]
+
+
 async def test_closing_the_workshop_leaves_no_task_and_no_timer(start: Start) -> None:
     desk = Desk(max_attempts=2)
     rig = await start(desk.router)

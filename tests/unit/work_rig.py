@@ -182,6 +182,7 @@ class FakeInbox:
         self.looks = 0
         self.find_errors = 0
         self.commit_errors: list[Exception] = []
+        self.unit_errors: list[Exception] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -203,6 +204,8 @@ class FakeInbox:
 
     def unit(self, service: str, message_id: str, fence: Fence) -> Unit:
         """Begin an execution."""
+        if self.unit_errors:
+            raise self.unit_errors.pop()
         return Unit(self, message_id, fence)
 
     async def unsent(self, service: str, fence: Fence, limit: int) -> list[Outbound]:
@@ -228,7 +231,7 @@ class Rig:
         self.inbox = inbox
         self.letters = Letters()
         self.answers: list[tuple[str, Status, Any]] = []
-        self.order: list[str] = [] if inbox is None else inbox.order
+        self.order: list[str] = getattr(inbox, "order", [])
         self.asked: list[str] = []
         self.hands_over = False
         self.on_answer: Callable[[], None] = lambda: None
