@@ -7,7 +7,6 @@ without a trace, but holds its key until it has ended: a record that comes back 
 """
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable
 
@@ -15,22 +14,19 @@ from catga_bus.dispatch.deliveries import Delivery
 from catga_bus.dispatch.failures import describe
 from catga_bus.durability.careful import Caution
 from catga_bus.durability.inbox import Recorded
-from catga_bus.durability.jobs import Bench, Doom, Job, Queue, Trouble
+from catga_bus.durability.jobs import Bench, Doom, Job, Queue
 from catga_bus.durability.letters import Reason
 from catga_bus.durability.lookup import Lookup
 from catga_bus.durability.opening import open_record
 from catga_bus.durability.outcomes import Outcomes
+from catga_bus.durability.share import Share
 from catga_bus.durability.shop import Shop, WaitingKey
 from catga_bus.durability.strangers import Strangers
-from catga_bus.effects import Fence, Stake
-from catga_bus.errors import CatgaError
+from catga_bus.durability.troubles import Troubles
+from catga_bus.effects import Stake
 from catga_bus.partition.lanes import Lanes, Record, State
 from catga_bus.partition.work import Keeping
 from catga_bus.transport.jetstream import DeliveredMessage
-
-_OUTBOX_SECONDS = 0.1
-# For which a hand-over waits until what was committed for sending is stored: some milliseconds as a rule, and what is
-# not stored by then is published by the next owner, some of it for the second time.
 
 
 class Worker:
@@ -58,16 +54,15 @@ class Worker:
         self._lookup = None if shop.inbox is None else Lookup(shop, shop.inbox, self._found, self._not_found_out)
         self._caution = Caution(shop, keeping, self._pick, self._start_marked, self._outcomes.put_off)
         self._strangers = Strangers(shop, unknown, self._serve, self.again, self._lift, lambda: not self._is_finishing)
+        self._troubles = Troubles(shop, keeping, stream, self._offer)
+        self._share = Share(shop.relay)
         self._queues: dict[Bench, Queue] = {}
         self._aside: list[Job] = []  # what no handler takes, while nothing may start
-        self._timers: dict[Job, asyncio.TimerHandle] = {}
-        self._troubled: dict[Job, None] = {}  # since the longest time first
         self._answered: list[int] = []  # records that are done and not reported yet
         self._behind: list[tuple[DeliveredMessage, int | None]] = []  # a record that nothing passes
         self._is_open = False  # whether anything may start
         self._is_direct = False  # whether jobs may start side by side
         self._is_finishing = False
-        self._outbox: Fence | None = None  # under which what was committed for sending is published
         self._emptied = asyncio.Event()
 
     def succeed(self, before: "Worker") -> None:
@@ -117,24 +112,11 @@ class Worker:
     @property
     def waiting_keys(self) -> int:
         """How many keys are held back by a message that did not go through at once."""
-        return len(self._troubled)
+        return len(self._troubles)
 
     def oldest(self) -> WaitingKey | None:
         """Return the key that has waited longest."""
-        for job in self._troubled:
-            trouble = job.trouble
-            assert trouble is not None
-            return WaitingKey(
-                self._keeping.fence.partition,
-                self._stream,
-                job.key,
-                job.message.type,
-                job.message.id,
-                self._shop.clock() - trouble.since,
-                trouble.failures,
-                trouble.error,
-            )
-        return None
+        return self._troubles.oldest()
 
     # -- records in ------------------------------------------------------------------------------------------
 
@@ -167,17 +149,8 @@ class Worker:
             self._offer(job)
         if self._is_open and self._strangers.held is not None:
             self._strangers.consider()
-        if self._troubled and self._lanes.is_full:
-            self._say_full()
-
-    def _say_full(self) -> None:
-        oldest = self.oldest()
-        if oldest is not None:
-            self._shop.rare_log.warn(
-                f"full {oldest.partition}", "partition %d of %s waits for key %.80r: %s %.80r does not go through "
-                "since %.0f s (%d attempts failed): %s", oldest.partition, oldest.stream, oldest.key, oldest.type_name,
-                oldest.message_id, oldest.seconds, oldest.failures, oldest.error,
-            )  # fmt: skip
+        if self._lanes.is_full:
+            self._troubles.say_full()
 
     # -- starting --------------------------------------------------------------------------------------------
 
@@ -338,26 +311,14 @@ class Worker:
 
     def again(self, job: Job, error: str, seconds: float) -> None:
         """A job is to be started again after a pause, because of an error; its key is held."""
-        if job.trouble is None:
-            job.trouble = Trouble(self._shop.clock(), error)
-            self._troubled[job] = None
-        else:
-            job.trouble.error = error
-        job.state = State.PAUSED
-        self._timers[job] = self._shop.loop.call_later(seconds, self._due, job)
+        self._troubles.put_off(job, error, seconds)
         if self._lanes.is_full:
-            self._say_full()
-
-    def _due(self, job: Job) -> None:
-        del self._timers[job]
-        job.state = State.READY
-        self._offer(job)
-        self._shop.dispatcher.wake()
+            self._troubles.say_full()
 
     def done(self, job: Job) -> None:
         """A job is done, or that of a forgotten record has ended: its key is free."""
         if job.trouble is not None:
-            self._troubled.pop(job, None)
+            self._troubles.leave(job)
         record = job.record
         following = self._lanes.end(job)
         if following is not None:
@@ -410,7 +371,7 @@ class Worker:
 
     def resume(self) -> None:
         """Go on."""
-        self._take_over()
+        self._share.take_over(self._keeping.fence)
         self._is_open = True
         self._is_direct = not self._keeping.is_careful
         for job in self._lanes.undone():
@@ -443,47 +404,24 @@ class Worker:
         while self._lanes.records or self._answered:
             self._emptied.clear()
             await self._emptied.wait()
-        await self._hand_over_outbox()
+        await self._share.hand_over()
         self._is_finishing = False
         self.pause()
 
     def drop(self) -> None:
         """Forget everything: another node owns the partition. What runs ends unacknowledged and unanswered."""
         self.pause()
-        self._leave_outbox()
+        self._share.drop()
         self._let_go(self._lanes.drop())
         self._answered.clear()
         self._is_finishing = False
         self._emptied.set()
 
-    def _take_over(self) -> None:
-        """Publish what was committed under former owners, once for each fence."""
-        fence = self._keeping.fence
-        if self._shop.relay is not None and fence != self._outbox:
-            self._outbox = fence
-            self._shop.relay.take_over(fence)
-
-    async def _hand_over_outbox(self) -> None:
-        """Publish what was committed here, as far as that is quick: the next owner does the rest."""
-        if self._shop.relay is not None and self._outbox is not None:
-            with contextlib.suppress(TimeoutError, CatgaError):
-                async with asyncio.timeout(_OUTBOX_SECONDS):
-                    await self._shop.relay.flush(self._outbox)
-            self._leave_outbox()
-
-    def _leave_outbox(self) -> None:
-        if self._shop.relay is not None and self._outbox is not None:
-            self._shop.relay.drop(self._outbox)
-        self._outbox = None
-
     def _let_go(self, jobs: list[Job]) -> None:
         """Forget jobs, and what came behind a record that nothing passed."""
         for job in jobs:
             self._recall(job)
-            self._troubled.pop(job, None)
-            timer = self._timers.pop(job, None)
-            if timer is not None:
-                timer.cancel()
+            self._troubles.leave(job)
         self._aside = [job for job in self._aside if not job.record.lost]
         self._behind.clear()
         if self._strangers.barrier is not None and self._strangers.barrier.lost:

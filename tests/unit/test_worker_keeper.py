@@ -84,7 +84,7 @@ async def test_what_is_due_in_a_pause_waits_for_its_end(start: Start) -> None:
     rig.take(Debit("a"))
     await eventually(lambda: desk.attempts == [1])
     rig.worker.pause()
-    await eventually(lambda: not rig.worker._timers)
+    await eventually(lambda: not rig.worker._troubles.is_waiting)
     await turns()
     assert desk.attempts == [1]
     rig.worker.resume()
@@ -274,10 +274,10 @@ async def test_a_retry_that_is_due_after_the_drop_does_not_happen(start: Start) 
     desk.failing["a"] = 1
     rig.take(Debit("a"))
     await eventually(lambda: rig.worker.waiting_keys)
-    timers = list(rig.worker._timers.values())
+    timers = list(rig.worker._troubles._timers.values())
     rig.worker.drop()
     assert all(timer.cancelled() for timer in timers)
-    assert not rig.worker._timers
+    assert not rig.worker._troubles.is_waiting
 
 
 @pytest.mark.parametrize("anew", [False, True])
