@@ -23,6 +23,9 @@ class Deadlines:
         sweep: Ends what is late at the instant it is given, and returns the earliest deadline that is left, infinite
             if there is none.
         clock: Monotonic seconds, of the event loop.
+
+    Attributes:
+        due: The earliest deadline that is watched; others need no watching. For those who ask often.
     """
 
     def __init__(self, sweep: Callable[[float], float], clock: Clock) -> None:
@@ -30,29 +33,29 @@ class Deadlines:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
+        self.due = math.inf
         self._was_late = False
 
     def watch(self, deadline: float) -> None:
         """Ring when this instant has passed."""
-        if deadline < self._due:
+        if deadline < self.due:
             self._ring_at(deadline)
 
     def close(self) -> None:
         """Ring no more."""
         if self._timer is not None:
             self._timer.cancel()
-        self._due = -math.inf
+        self.due = -math.inf
 
     def _ring_at(self, instant: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._due = instant
+        self.due = instant
         self._timer = None if instant == math.inf else self._loop.call_at(instant, self._ring)
 
     def _ring(self) -> None:
         now = self._clock()
-        was_late, self._was_late = self._was_late, now - self._due >= _LATE_SECONDS
+        was_late, self._was_late = self._was_late, now - self.due >= _LATE_SECONDS
         if self._was_late and not was_late:
             self._ring_at(now + _STEP_SECONDS)
             return

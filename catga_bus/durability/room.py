@@ -33,7 +33,6 @@ class Room:
     Attributes:
         frames: Messages that wait.
         bytes: Their bytes.
-        is_tight: Whether callers have to ask; a plain attribute, because every call looks at it.
     """
 
     def __init__(
@@ -43,8 +42,10 @@ class Room:
         line_frames: int = MAX_LINE_FRAMES,
         line_bytes: int = MAX_LINE_BYTES,
     ) -> None:
-        self._most = (frames, bytes_)
-        self._most_of_line = (line_frames, line_bytes)
+        self._frames = frames
+        self._bytes = bytes_
+        self._line_frames = line_frames
+        self._line_bytes = line_bytes
         self.frames = 0
         self.bytes = 0
         self._callers: dict[Line, deque[asyncio.Future[None]]] = {}
@@ -59,21 +60,19 @@ class Room:
 
     def _fits(self, line: Line) -> bool:
         return (
-            self.frames < self._most[0]
-            and self.bytes < self._most[1]
-            and len(line) < self._most_of_line[0]
-            and line.bytes < self._most_of_line[1]
+            self.frames < self._frames
+            and self.bytes < self._bytes
+            and len(line.waiting) < self._line_frames
+            and line.bytes < self._line_bytes
         )
 
-    def take(self, line: Line, size: int) -> None:
-        """A message is taken in, before its line has it."""
-        del line
+    def take(self, size: int) -> None:
+        """A message is taken in."""
         self.frames += 1
         self.bytes += size
 
-    def give(self, line: Line, frames: int, size: int) -> None:
-        """Messages of a line wait no more."""
-        del line
+    def give(self, frames: int, size: int) -> None:
+        """Messages wait no more."""
         self.frames -= frames
         self.bytes -= size
         if self._callers:

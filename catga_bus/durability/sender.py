@@ -264,7 +264,12 @@ class Sender:
         subject = outbound.subject
         await self._wait_room(line, subject, deadline)
         posting = Posting(outbound.message_id, subject, subject, outbound.frame, deadline, self._create_future())
-        stored: Stored = await self._posted(line, posting)
+        self._writer.post(line, posting)
+        try:
+            stored: Stored = await posting.future
+        except asyncio.CancelledError:
+            self._writer.cancel(line, posting)
+            raise
         return stored
 
     # -- to the lines --------------------------------------------------------------------------------------
@@ -302,22 +307,18 @@ class Sender:
         else:
             self._events += 1
         posting = Posting(message_id, name, subject, frame, deadline, self._create_future())
-        if not wants_result:
-            return await self._posted(line, posting)
-        posting.decode = outlet.decode
-        self._answers.expect(posting)
-        try:
-            return await self._posted(line, posting)
-        finally:
-            self._answers.forget(posting)
-
-    async def _posted(self, line: Line, posting: Posting) -> Any:
+        if wants_result:
+            posting.decode = outlet.decode
+            self._answers.expect(posting)
         self._writer.post(line, posting)
         try:
             return await posting.future
         except asyncio.CancelledError:
             self._writer.cancel(line, posting)
             raise
+        finally:
+            if wants_result:
+                self._answers.forget(posting)
 
     async def _make_ready(self, outlet: Outlet, deadline: float) -> None:
         """Have the route of a class, in the order of the calls."""

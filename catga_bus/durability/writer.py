@@ -130,19 +130,20 @@ class Writer:
 
     def post(self, line: Line, posting: Posting) -> None:
         """Write a message as soon as it is its turn; its future is resolved in any case."""
-        self._room.take(line, len(posting.frame))
+        self._room.take(len(posting.frame))
         line.add(posting)
         if line not in self._working:
             # The first step of the task comes after this turn of the loop: what it adds travels together.
             self._working[line] = self._loop.create_task(self._work(line))
-        self._deadlines.watch(posting.deadline)
+        if posting.deadline < self._deadlines.due:
+            self._deadlines.watch(posting.deadline)
 
     def cancel(self, line: Line, posting: Posting) -> None:
         """Whoever waited does no more: what was not written is not."""
         before = line.bytes
         count = len(line)
         line.cancel(posting)
-        self._room.give(line, count - len(line), before - line.bytes)
+        self._room.give(count - len(line), before - line.bytes)
 
     def statistics(self) -> WriterStatistics:
         """Return the counts so far."""
@@ -243,7 +244,7 @@ class Writer:
         line.failures = 0
         self._records += 1
         self._messages += len(record.postings)
-        self._room.give(line, len(record.postings), record.size)
+        self._room.give(len(record.postings), record.size)
         for index, posting in enumerate(record.postings):
             posting.stored = stored = Stored(ack.stream, ack.sequence, index, ack.duplicate)
             if posting.decode is None and not posting.is_over:
@@ -294,7 +295,7 @@ class Writer:
             posting.is_written = False
         over = [posting for posting in record.postings if posting.is_over]
         line.put_back()
-        self._room.give(line, len(over), sum(len(posting.frame) for posting in over))
+        self._room.give(len(over), sum(len(posting.frame) for posting in over))
 
     async def _is_missing(self, line: Line) -> bool:
         if not self._transport.is_connected or line.failures % _LOOK_EVERY != _FIRST_LOOK:
@@ -314,7 +315,7 @@ class Writer:
         text = f"whether the stream {line.stream} has it could not be found out"
         record = line.settle()
         self._abandoned += len(record.postings)
-        self._room.give(line, len(record.postings), record.size)
+        self._room.give(len(record.postings), record.size)
         _fail(record.postings, Code.TIMEOUT, Outcome.UNKNOWN, text)
         self._fail_waiting(line, Code.TIMEOUT, f"the stream {line.stream} has not answered for {self._window:g} s")
 
@@ -322,14 +323,14 @@ class Writer:
         record = line.settle()
         line.failures = 0
         self._refused += len(record.postings)
-        self._room.give(line, len(record.postings), record.size)
+        self._room.give(len(record.postings), record.size)
         outcome = Outcome.UNKNOWN if record.attempts else Outcome.NOT_RUN
         _fail(record.postings, code, outcome, text)
 
     def _fail_waiting(self, line: Line, code: Code, text: str) -> None:
         count, size = len(line), line.bytes
         left = line.clear()
-        self._room.give(line, count - len(line), size - line.bytes)
+        self._room.give(count - len(line), size - line.bytes)
         _fail(left, code, Outcome.NOT_RUN, text)
 
     async def _pause(self, line: Line) -> None:
@@ -347,7 +348,7 @@ class Writer:
         for line in self._working:
             size = line.bytes
             late = line.expire(now)
-            self._room.give(line, len(late), size - line.bytes)
+            self._room.give(len(late), size - line.bytes)
             for posting in late:
                 endings.late(posting, is_connected=self._transport.is_connected)
             if line.record is not None:

@@ -524,7 +524,7 @@ async def test_an_answer_that_overtakes_the_acknowledgement_counts(bank: Bank) -
 
 
 async def test_callers_wait_for_room_in_turn(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank.sender._room, "_most_of_line", (10, 1 << 20))
+    monkeypatch.setattr(bank.sender._room, "_line_frames", 10)
 
     await asyncio.gather(*(bank.sender.enqueue(Debit("a", n), f"m{n}", timeout=5.0) for n in range(500)))
 
@@ -532,7 +532,7 @@ async def test_callers_wait_for_room_in_turn(bank: Bank, monkeypatch: pytest.Mon
 
 
 async def test_without_room_until_the_deadline_a_caller_is_refused(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank.sender._room, "_most", (2, 1 << 20))
+    monkeypatch.setattr(bank.sender._room, "_frames", 2)
     bank.streams.act_after = lost
     calls = [asyncio.ensure_future(bank.sender.enqueue(Debit("a"), f"m{n}", timeout=5.0)) for n in range(2)]
     await eventually(lambda: bank.sender.statistics().written.waiting == 2)
