@@ -93,3 +93,32 @@ async def test_a_timeout_that_is_no_number_is_named(timeout: Any) -> None:
     async with Bus("client", url="memory://timeouts") as bus:
         with pytest.raises(ConfigurationError, match="timeout must be seconds above 0"):
             await bus.send(object(), timeout=timeout)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"partitions": 0}, "partitions must be 1 to 1,024, got 0"),
+        ({"partitions": 1_025}, "partitions must be 1 to 1,024, got 1025"),
+        ({"partitions": 1.5}, r"an option has the wrong type: .*partitions"),
+        ({"stream_replicas": 0}, "stream_replicas must be 1 to 5, got 0"),
+        ({"stream_replicas": 6}, "stream_replicas must be 1 to 5, got 6"),
+        ({"stream_storage": "disk"}, r"an option has the wrong type: .*disk.*stream_storage"),
+        ({"manage_streams": "never"}, r"an option has the wrong type: .*never.*manage_streams"),
+        ({"command_max_bytes": 1_000}, "command_max_bytes must be 65,536 to"),
+        ({"event_max_bytes": 1_000}, "event_max_bytes must be 65,536 to"),
+        ({"event_max_age": 1.0}, "event_max_age must be 300 to"),
+        ({"dead_letter_max_bytes": -1}, "dead_letter_max_bytes must be 65,536 to"),
+        ({"dead_letter_max_age": 0}, "dead_letter_max_age must be 300 to"),
+        ({"store_timeout": 0}, "store_timeout must be 0.001 to"),
+        ({"unroutable_after": 0.5}, "unroutable_after must be 1 to"),
+    ],
+)
+def test_what_streams_cannot_be_is_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        Bus("shop", url="memory://a", **options)
+
+
+def test_replicas_may_be_left_open() -> None:
+    assert Bus("shop", url="memory://a").config.stream_replicas is None
+    assert Bus("shop", url="memory://a", stream_replicas=5).config.stream_replicas == 5

@@ -12,7 +12,9 @@ import pytest
 from catga_bus import wire
 from catga_bus.codec import Gate, GateError
 from catga_bus.durability.letters import decode_letter
+from catga_bus.durability.routes import Route
 from catga_bus.errors import ConfigurationError
+from catga_bus.partition.hashing import partition_of
 from catga_bus.wire import Kind, Names, Status, join_batch, join_ids, service_subjects, token
 
 
@@ -136,6 +138,12 @@ def test_golden_subjects() -> None:
         "heartbeats": names.heartbeats(),
         "tick": names.tick("Tick"),
         "broadcast": names.broadcast("PricesChanged"),
+        "command": names.command("billing", partition_of("a-1", 64)),
+        "commands": names.commands("billing"),
+        "stored_event": names.event("Debited", partition_of("a-1", 64)),
+        "stored_events": names.events(),
+        "schedule": names.schedule("billing", "Zk3J1b0qVd5mC8xY"),
+        "due": names.due("billing", partition_of("a-1", 64)),
         "dead_letter": names.dead_letter("billing", "AAECAwQFBgcICQoL6", letter.mark),
         "request_with_dots": names.request("shop.v2.Quote"),
         "service_ping": list(service_subjects("PING", *node)),
@@ -334,6 +342,14 @@ def test_the_page_names_every_kind_status_and_header() -> None:
     for name, subject in GOLDEN["subjects"].items():
         if name not in ("all_requests", "service_ping"):
             assert f"`{subject}`" in PAGE
+
+
+def test_the_page_shows_a_route_as_it_is_written() -> None:
+    shown = re.search(r"^\{\"type\": \"Debit\".*\}$", PAGE, re.MULTILINE)
+
+    assert shown is not None
+    route = msgspec.json.decode(shown[0], type=Route)
+    assert json.loads(msgspec.json.encode(route)) == json.loads(shown[0])
 
 
 def test_the_page_shows_the_golden_json_exchanges() -> None:
