@@ -89,6 +89,7 @@ class Room:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers.setdefault(line, deque()).append(turn)
         self._count += 1
+        self._let_in()
         try:
             async with asyncio.timeout(timeout):
                 await turn

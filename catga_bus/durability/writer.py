@@ -118,7 +118,6 @@ class Writer:
         self._denied: set[str] = set()  # subjects, since the connection came up
         self._nudge = asyncio.Event()  # set when it is worth trying again at once
         self._deadlines = Deadlines(self._end_late, clock)
-        self._is_closed = False
         self._records = self._messages = self._retries = self._refused = self._abandoned = 0
 
     def line(self, stream: str, partition: int) -> Line:
@@ -183,7 +182,6 @@ class Writer:
 
     async def close(self) -> None:
         """End what still waits; from then on nothing is taken."""
-        self._is_closed = True
         self._deadlines.close()
         self._room.close()
         tasks = list(self._working.values())
@@ -191,11 +189,7 @@ class Writer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for line in self._lines.values():
-            text = "the bus was closed before it was stored"
-            if line.record is not None:
-                outcome = Outcome.UNKNOWN if line.record.attempts else Outcome.NOT_RUN
-                _fail(line.settle().postings, Code.DISCONNECTED, outcome, text)
-            _fail(line.clear(), Code.DISCONNECTED, Outcome.NOT_RUN, text)
+            self._end_all(line, "the bus was closed before it was stored")
 
     # -- writing -------------------------------------------------------------------------------------------
 
@@ -203,10 +197,15 @@ class Writer:
         try:
             while record := line.record or line.take(self._draw_id()):
                 await self._attempt(line, record)
+        except Exception as error:  # nobody awaits this task before the end
+            self._log.write(logging.ERROR, "broken", "%r cannot be written any more", line, error=error)
+            self._end_all(line, f"it could not be written: {error!r}")
         finally:
             del self._working[line]
 
     async def _attempt(self, line: Line, record: Record) -> None:
+        if self._transport.is_behind:
+            await self._transport.wait_writable()
         if not self._transport.is_connected:
             await self._failed(line, record, JetStreamUnreachedError("there is no connection"), self._clock())
             return
@@ -262,7 +261,7 @@ class Writer:
             line.stream,
             record.id,
         )
-        line.put_back()
+        self._put_back(line)
 
     async def _failed(
         self, line: Line, record: Record, error: JetStreamUnknownError | JetStreamRefusedError, began: float
@@ -326,6 +325,11 @@ class Writer:
         self._room.give(len(record.postings), record.size)
         outcome = Outcome.UNKNOWN if record.attempts else Outcome.NOT_RUN
         _fail(record.postings, code, outcome, text)
+
+    def _end_all(self, line: Line, text: str) -> None:
+        if line.record is not None:
+            self._refuse(line, Code.DISCONNECTED, text)
+        self._fail_waiting(line, Code.DISCONNECTED, text)
 
     def _fail_waiting(self, line: Line, code: Code, text: str) -> None:
         count, size = len(line), line.bytes

@@ -100,6 +100,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.is_connected = True
+        self.is_behind = False
         self.max_payload = 1 << 20
 
 
