@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from catga_bus.clock import Clock
-from catga_bus.errors import ConfigurationError
+from catga_bus.errors import CatgaError, ConfigurationError
 from catga_bus.partition.hashing import MAX_PARTITIONS
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.jetstream import (
@@ -202,9 +202,7 @@ class Routes:
 
     async def _read(self, type_name: str, cached: Cached, delay: float = 0.0) -> None:
         try:
-            transport, self._transport = self._transport, None
-            if transport is not None:
-                self._subscription = await transport.subscribe(self._changes, self._on_change)
+            await self._listen()
             await asyncio.sleep(delay)
             while True:
                 try:
@@ -221,6 +219,15 @@ class Routes:
                     return
         finally:
             cached.reading = None
+
+    async def _listen(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        try:
+            self._subscription = await transport.subscribe(self._changes, self._on_change)
+        except CatgaError:  # there is no connection: the next reading tries again
+            self._transport = transport
 
     async def _read_log(self) -> Route | None:
         info = await self._jetstream.stream(self._log_stream)

@@ -87,7 +87,7 @@ class Node:
         await self.transport.connect()
         self.js = make_jetstream(self.transport, monotonic)
         self.routes = Routes(self.js, NAMES, monotonic)
-        await self.routes.listen(self.transport)
+        self.routes.listen_on(self.transport)
         rng = random.Random()
         self.sender = Sender(self.transport, self.js, self.routes, Gate(), NAMES, sender="n", clock=monotonic, rng=rng)
         await self.sender.start()
@@ -227,16 +227,18 @@ async def test_commands_are_stored_in_order_and_answered(url: str, start_node: C
 async def test_enqueue_says_where_a_command_lies(url: str, start_node: Callable[..., Any]) -> None:
     node = await (await start_node(url)).serve()
 
-    stored = await asyncio.gather(*(node.sender.enqueue(Debit("a", n), f"m{n}", timeout=5.0) for n in range(3)))
+    first = await node.sender.enqueue(Debit("a", 0), "m0", timeout=5.0)
+    rest = await asyncio.gather(*(node.sender.enqueue(Debit("a", n), f"m{n}", timeout=5.0) for n in range(1, 4)))
 
-    assert [(one.stream, one.sequence, one.index, one.duplicate) for one in stored] == [
+    assert [(one.stream, one.sequence, one.index, one.duplicate) for one in [first, *rest]] == [
         ("t-cmd-billing", 1, 0, False),
-        ("t-cmd-billing", 1, 1, False),
-        ("t-cmd-billing", 1, 2, False),
+        ("t-cmd-billing", 2, 0, False),
+        ("t-cmd-billing", 2, 1, False),
+        ("t-cmd-billing", 2, 2, False),
     ]
     subject = f"t.cmd.billing.{partition_of('a', P)}"
     assert [(where, frame.id) for where, frame in await node.stored("t-cmd-billing")] == [
-        (subject, f"m{n}") for n in range(3)
+        (subject, f"m{n}") for n in range(4)
     ]
 
 
@@ -570,10 +572,7 @@ async def test_a_user_who_may_not_publish_commands_is_told_so(
 async def test_a_leader_that_is_killed_surfaces_no_error(
     start_server: Callable[..., NatsServer], start_node: Callable[..., Any]
 ) -> None:
-    def start(config: str) -> NatsServer:
-        return start_server(config, jetstream=True)
-
-    servers = start_cluster(start, 3)
+    servers = start_cluster(start_server, 3, jetstream=True)
     urls = [server.url for server in servers]
     node = await start_node(*urls, store_timeout=60.0)
     await node.serve()

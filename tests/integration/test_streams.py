@@ -82,7 +82,7 @@ async def test_the_start_creates_what_the_service_needs(client: Client) -> None:
     assert queue.metadata["catga.max_bytes"] == str(1 << 30)
     assert (event_log.subjects, event_log.retention, event_log.discard) == (("t.evt.*.*",), "limits", "old")
     assert (event_log.max_bytes, event_log.max_age) == (4 << 30, 7 * 86_400)
-    assert (letters.subjects, letters.max_bytes, letters.max_age) == (("t.dlq.billing",), 1 << 30, 30 * 86_400)
+    assert (letters.subjects, letters.max_bytes, letters.max_age) == (("t.dlq.billing.*.*",), 1 << 30, 30 * 86_400)
     later = await config_of(client, LATER)
     assert (later.allow_schedules, later.max_bytes) == (True, -1)
 
@@ -273,10 +273,7 @@ async def test_a_new_bucket_of_owners_has_revisions_above_all_old_ones(client: C
 @pytest.mark.nats
 @pytest.mark.slow
 async def test_a_cluster_of_three_holds_three_replicas(start_server: Callable[..., NatsServer]) -> None:
-    def start(config: str) -> NatsServer:
-        return start_server(config, jetstream=True)
-
-    servers = start_cluster(start, 3)
+    servers = start_cluster(start_server, 3, jetstream=True)
     async with Client(*(server.url for server in servers)) as client:
         await client.streams(store_timeout=60.0).ensure(commands=True, events=True)
 
