@@ -12,9 +12,9 @@ def main() -> int:
     """Run the demo as the command line says and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m catga_bus.demo",
-        description="Replay a month of flights through the bus, kill one node and freeze another meanwhile, "
-        "and check what came of it. "
-        "Exit code 0: the execution log adds up to the file; 1: it does not; "
+        description="Replay a month of flights through the bus as commands; kill one node, freeze another and roll "
+        "a third meanwhile, and check what came of it. "
+        "Exit code 0: every flight has its effect, once and in order; 1: not so; "
         "2: bad arguments or file; 3: server or nodes broken; 130: interrupted.",
         allow_abbrev=False,
     )
@@ -23,17 +23,17 @@ def main() -> int:
         "--rate",
         type=float,
         default=2_000.0,
-        help="requests per second; 0 = flat out (default: 2000)",
+        help="flights per second; 0 = flat out (default: 2000)",
     )
     parser.add_argument("--nodes", type=int, default=3, help="node processes (default: 3)")
     parser.add_argument("--url", help="a running server (default: start a private one)")
     parser.add_argument("--json", action="store_true", help="report as JSON, show nothing else")
-    parser.add_argument("--in-flight", type=int, default=256, help="most requests without an answer (default: 256)")
-    parser.add_argument("--keep", type=Path, help="keep execution log and node output in this directory")
+    parser.add_argument("--in-flight", type=int, default=256, help="most flights not known to be stored (default: 256)")
+    parser.add_argument("--keep", type=Path, help="keep logs and node output in this directory")
     parser.add_argument(
         "--faults",
         action=argparse.BooleanOptionalAction,
-        help="kill, replace and freeze nodes meanwhile (default: yes, unless flat out or with one node)",
+        help="kill, freeze and roll nodes meanwhile (default: yes, unless flat out or with one node)",
     )
     options = parser.parse_args()
     return run_demo(

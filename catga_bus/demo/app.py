@@ -24,15 +24,18 @@ from typing import TextIO
 
 import msgspec
 
-from catga_bus.demo.data import SHIPPED, Flight, FlightDataError, read_flights
-from catga_bus.demo.day import Faults, NodeNotReadyError, replay_day
+from catga_bus.demo.cleanup import remove_streams
+from catga_bus.demo.data import SHIPPED, Flight, FlightDataError, in_schedule_order, read_flights
+from catga_bus.demo.day import Desk, Faults, NodeNotReadyError, replay_day
 from catga_bus.demo.display import Display, SilentDisplay, display_for
+from catga_bus.demo.effects import EffectLogError, create_effect_log, read_effects
 from catga_bus.demo.faults import plan_faults
 from catga_bus.demo.ledger import LedgerError, read_executions
 from catga_bus.demo.node import SERVICE, command
 from catga_bus.demo.processes import NodeProcess, running
 from catga_bus.demo.progress import ReplayResult
-from catga_bus.demo.report import json_of, make_report, text_of
+from catga_bus.demo.report import make_report
+from catga_bus.demo.report_text import json_of, text_of
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import CallError, CatgaError
 
@@ -40,19 +43,18 @@ MAX_RATE = 1_000_000
 MAX_NODES = 64
 _MIN_NODES = 2  # with faults: one is killed, and who would answer else?
 MAX_IN_FLIGHT = 4_096
-# Chosen: what one node takes in before it says that it is busy, so that a demo with one node fails
-# no request.
+# Chosen: some megabytes of calls; more of them at once are stored no faster.
 
 
 class ExitCode(IntEnum):
     """How a demo ends."""
 
     EQUAL = 0
-    """The execution log adds up to the file, every request was answered, and all faults happened."""
+    """The verdict is good, every flight was stored and announced, and all faults happened."""
 
     DIFFERENT = 1
-    """It does not, or a request failed, or a node disagrees with its own lines, or a fault did not happen or was not
-    noticed."""
+    """An effect is lost, doubled, out of order or changed; or a flight could not be stored or was not announced, or a
+    fault did not happen or was not noticed."""
 
     BAD_INPUT = 2
     """An argument or the file of flights cannot be used; nothing was started."""
@@ -77,7 +79,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= MAX_RATE:
-            raise _BadInputError(f"rate must be 0 (flat out) to {MAX_RATE:,} requests per second, got {self.rate!r}")
+            raise _BadInputError(f"rate must be 0 (flat out) to {MAX_RATE:,} flights per second, got {self.rate!r}")
         if not 1 <= self.nodes <= MAX_NODES:
             raise _BadInputError(f"nodes must be 1 to {MAX_NODES}, got {self.nodes!r}")
         if not 1 <= self.in_flight <= MAX_IN_FLIGHT:
@@ -109,15 +111,15 @@ def run_demo(
 
     Args:
         data: A file of flights, `.csv` or `.csv.gz`; None for the one that comes with the package.
-        rate: Requests per second, 0 to 1,000,000; 0 sends as fast as answers come.
+        rate: Flights per second, 0 to 1,000,000; 0 hands in as fast as they are stored.
         nodes: How many node processes, 1 to 64.
         url: Address of a running server; None starts a private one.
         as_json: Report as JSON, and show nothing else.
-        in_flight: Most requests without an answer, 1 to 4,096.
-        keep: A new or empty directory for the execution log and the output of the nodes; None for a
-            temporary one, which is kept only when something fails.
-        faults: Whether one node is killed and replaced and another one frozen in the middle of the
-            replay, which needs a rate and two nodes; None for whenever it is possible.
+        in_flight: Most flights handed in and not known to be stored, 1 to 4,096.
+        keep: A new or empty directory for the logs of effects and executions and the output of the nodes; None for
+            a temporary one, which is kept only when something fails.
+        faults: Whether one node is killed and replaced, another one frozen and one rolled while the replay runs,
+            which needs a rate and two nodes; None for whenever it is possible.
         out: Where the report goes; standard output if None.
         err: Where progress and errors go; standard error if None.
     """
@@ -126,7 +128,7 @@ def run_demo(
     try:
         has_faults = faults if faults is not None else rate > 0 and nodes >= _MIN_NODES
         settings = _Settings(rate=rate, nodes=nodes, url=url, in_flight=in_flight, has_faults=has_faults)
-        flights = read_flights(data or SHIPPED)
+        flights = in_schedule_order(read_flights(data or SHIPPED))
         with _Workplace(keep) as workplace, _warnings_in(display):
             return _run_in(workplace, settings, flights, display, as_json=as_json, out=out, err=err)
     except (_BadInputError, FlightDataError) as error:
@@ -138,7 +140,7 @@ def run_demo(
 
 
 class _Workplace:
-    """The directory that holds the execution log and the output of the nodes."""
+    """The directory that holds the logs of effects and executions and the output of the nodes."""
 
     def __init__(self, keep: Path | None) -> None:
         self._is_wanted = keep is not None
@@ -155,6 +157,14 @@ class _Workplace:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
+    def effect_log(self) -> Path:
+        return self.path / "effects.db"
+
+    @property
+    def board(self) -> Path:
+        return self.path / "departures-board.db"
+
+    @property
     def execution_log(self) -> Path:
         return self.path / "executions.jsonl"
 
@@ -167,6 +177,7 @@ class _Workplace:
         for output in sorted(self.path.glob("*.log")):
             said = output.read_text(errors="replace").strip().splitlines()
             yield f"output of {output.stem}: {output}" + (f"\n    {said[-1]}" if said else " (empty)")
+        yield f"effect log: {self.effect_log}"
         yield f"execution log: {self.execution_log}"
 
 
@@ -211,8 +222,9 @@ def _run_in(
 ) -> ExitCode:
     try:
         result = asyncio.run(_replayed(workplace, settings, flights, display))
-        report = make_report(result, read_executions(workplace.execution_log), flights)
-    except LedgerError as error:
+        effects, executions = read_effects(workplace.effect_log), read_executions(workplace.execution_log)
+        report = make_report(result, effects, executions, flights)
+    except (LedgerError, EffectLogError) as error:
         code = ExitCode.DIFFERENT
         err.write(f"error: {error}\n")
     except (CatgaError, NodeNotReadyError, OSError) as error:
@@ -238,23 +250,25 @@ async def _replayed(
         if url is None:
             url = (await stack.enter_async_context(EmbeddedServer())).url
             display.say(f"a private nats-server listens at {url}")
-        processes = _handles(workplace, settings.nodes + settings.has_faults, url, namespace)
+        else:
+            stack.push_async_callback(remove_streams, url, namespace)
+        create_effect_log(workplace.effect_log)
+        processes = _handles(workplace, settings.nodes + 2 * settings.has_faults, url, namespace)
         nodes = list(processes)[: settings.nodes]
         spares = list(processes)[settings.nodes :]
         stack.enter_context(running([processes[node] for node in nodes], [processes[node] for node in spares]))
         display.say(f"{len(nodes)} nodes of {SERVICE} are starting; {len(flights):,} flights to record")
         stack.enter_context(display)
-        return await replay_day(
-            url,
-            namespace,
-            flights,
-            nodes,
-            rate=settings.rate,
-            in_flight=settings.in_flight,
-            display=display,
-            is_running=lambda node_id: processes[node_id].is_running,
-            faults=Faults(plan_faults(nodes, spares[0]), processes) if spares else None,
+        desk = Desk(
+            url=url,
+            namespace=namespace,
+            nodes=nodes,
+            is_running=lambda node: processes[node].is_running,
+            effects=workplace.effect_log,
+            board=workplace.board,
+            faults=Faults(plan_faults(nodes, *spares), processes) if spares else None,
         )
+        return await replay_day(desk, flights, rate=settings.rate, in_flight=settings.in_flight, display=display)
 
 
 def _handles(workplace: _Workplace, count: int, url: str, namespace: str) -> dict[str, NodeProcess]:
@@ -262,7 +276,10 @@ def _handles(workplace: _Workplace, count: int, url: str, namespace: str) -> dic
     environment = os.environ | {"CATGA_URL": url}
     return {
         node: NodeProcess(
-            node, command(node, namespace, workplace.execution_log), environment, workplace.output_of(node)
+            node,
+            command(node, namespace, workplace.effect_log, workplace.execution_log),
+            environment,
+            workplace.output_of(node),
         )
         for node in (f"{SERVICE}-{number}" for number in range(1, count + 1))
     }

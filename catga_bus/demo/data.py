@@ -54,6 +54,15 @@ class Flight(msgspec.Struct, frozen=True):
     """Miles."""
 
     @property
+    def aircraft(self) -> str:
+        """What flies: the tail number, or carrier and flight number where the file does not know it.
+
+        Those flights are cancelled ones that no aircraft was given to; what stands for it is no registration, because of
+        its space. So they are spread over the partitions, and the days of one flight number are still in order.
+        """
+        return f"{self.carrier} {self.flight}" if self.tailnum is None else self.tailnum
+
+    @property
     def is_late(self) -> bool:
         """Whether the flight left more than `LATE_MINUTES` after its time."""
         return self.dep_delay is not None and self.dep_delay > LATE_MINUTES
@@ -85,6 +94,11 @@ class Figures(msgspec.Struct, frozen=True):
             delay_minutes=self.delay_minutes + (dep_delay or 0),
             miles=self.miles + distance,
         )
+
+
+def in_schedule_order(flights: Iterable[Flight]) -> list[Flight]:
+    """Return flights by their scheduled departure; those of one minute in the order in which they came."""
+    return sorted(flights, key=lambda flight: flight.scheduled)
 
 
 def figures_of(flights: Iterable[Flight]) -> Figures:

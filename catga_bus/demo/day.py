@@ -3,28 +3,37 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
 from catga_bus.bus import Bus
 from catga_bus.clock import monotonic
+from catga_bus.demo.board import DeparturesBoard
 from catga_bus.demo.data import Flight
 from catga_bus.demo.display import Display
-from catga_bus.demo.faults import GONE, Chronicle, FaultPlan, FaultRecord, What, first
+from catga_bus.demo.effects import EffectCounts, EffectLog
+from catga_bus.demo.faults import Chronicle, FaultPlan, FaultRecord
 from catga_bus.demo.injector import FaultInjector, Victim
-from catga_bus.demo.messages import Closing, NodeTotals, Totals, View
+from catga_bus.demo.messages import Closing, NodeTotals, Totals
+from catga_bus.demo.node import SERVICE
+from catga_bus.demo.options import BUS_OPTIONS, PARTITIONS
+from catga_bus.demo.partition_map import is_shared_out, text_of_map
 from catga_bus.demo.progress import Progress, ReplayResult
-from catga_bus.demo.replay import DeparturesBoard, Replay
-from catga_bus.demo.watch import watch_statuses
+from catga_bus.demo.replay import Replay
+from catga_bus.demo.watch import owners, watch_statuses
 
 READY_TIMEOUT = 20.0
 """Seconds that a node has to answer its first question."""
 
-SETTLE_TIMEOUT = 2.0
-"""Seconds that broadcast and events have to arrive: they are sent once, and may be lost."""
+SHARE_TIMEOUT = 20.0
+"""Seconds that the nodes have to share the partitions out among them."""
 
-VIEWS_TIMEOUT = 2.5
-"""Seconds that the nodes have to agree that one of them is gone; a frozen one is thawed after 3."""
+SETTLE_TIMEOUT = 2.0
+"""Seconds that a broadcast has to arrive: it is sent once, and may be lost."""
+
+BOARD_PATIENCE = 10.0
+"""Seconds without a new late flight on the board after which the missing ones are waited for no longer."""
 
 _POLL = 0.02  # seconds between two looks at something that takes a process or a round trip to change
 
@@ -58,31 +67,26 @@ async def ready(bus: Bus, nodes: Sequence[str], is_running: Callable[[str], bool
             raise NodeNotReadyError(f"node {node} did not answer within {READY_TIMEOUT:.0f} s") from None
 
 
-async def gone_in_every_view(bus: Bus, node: str, observers: Sequence[str]) -> bool:
-    """Ask nodes how they see one of them until all of them see it as gone.
+async def shared_out(bus: Bus, nodes: Sequence[str], is_running: Callable[[str], bool]) -> None:
+    """Wait until the nodes own all partitions, and none of them two more than another one.
 
     Args:
         bus: A started bus.
-        node: Id of the node that they are asked about.
-        observers: Ids of the nodes that are asked.
+        nodes: Ids of the nodes.
+        is_running: Whether the process of a node lives.
 
-    Returns:
-        Whether all said so within `VIEWS_TIMEOUT`.
+    Raises:
+        NodeNotReadyError: A node's process has ended, or it takes longer than `SHARE_TIMEOUT`.
     """
-
-    async def sees(observer: str) -> None:
-        while True:
-            result = await bus.send(View(), node=observer, timeout=1.0)
-            if result.is_ok and result.value.get(node) in GONE:
-                return
-            await asyncio.sleep(_POLL)
-
-    try:
-        async with asyncio.timeout(VIEWS_TIMEOUT):
-            await asyncio.gather(*map(sees, observers))
-    except TimeoutError:
-        return False
-    return True
+    deadline = monotonic() + SHARE_TIMEOUT
+    while not is_shared_out(found := owners(bus, SERVICE, PARTITIONS), nodes):
+        if ended := [node for node in nodes if not is_running(node)]:
+            raise NodeNotReadyError(f"node {ended[0]} ended before it was ready")
+        if monotonic() > deadline:
+            raise NodeNotReadyError(
+                f"the partitions were not shared out within {SHARE_TIMEOUT:.0f} s: {text_of_map(found)}"
+            )
+        await asyncio.sleep(_POLL)
 
 
 async def close_day(
@@ -92,7 +96,7 @@ async def close_day(
 
     Args:
         bus: A started bus.
-        flights: How many flights were sent.
+        flights: How many flights were stored.
         nodes: Ids of the nodes.
         is_running: Whether the process of a node lives; one that does not is asked once.
 
@@ -124,77 +128,107 @@ class Faults(msgspec.Struct, frozen=True):
     """The processes of the plan's nodes."""
 
 
+class Desk(msgspec.Struct, frozen=True, kw_only=True):
+    """A running flight desk, as a day finds it."""
+
+    url: str
+    """Address of the server."""
+
+    namespace: str
+    """The nodes' namespace."""
+
+    nodes: Sequence[str]
+    """Ids of the nodes."""
+
+    is_running: Callable[[str], bool]
+    """Whether the process of a node lives."""
+
+    effects: Path
+    """The effect log."""
+
+    board: Path
+    """The file of the departures board; made if it is not there."""
+
+    faults: Faults | None = None
+    """What befalls the nodes meanwhile; None for a peaceful day."""
+
+
 async def replay_day(
-    url: str,
-    namespace: str,
-    flights: Sequence[Flight],
-    nodes: Sequence[str],
-    *,
-    rate: float,
-    in_flight: int,
-    display: Display,
-    is_running: Callable[[str], bool],
-    faults: Faults | None = None,
+    desk: Desk, flights: Sequence[Flight], *, rate: float, in_flight: int, display: Display
 ) -> ReplayResult:
-    """Send a file of flights to a running flight desk and close the day.
+    """Hand all flights to a running flight desk, wait for their effects, and close the day.
 
     Args:
-        url: Address of the server.
-        namespace: The nodes' namespace.
-        flights: What to send.
-        nodes: Ids of the nodes.
-        rate: Requests per second; 0 for flat out.
-        in_flight: Most requests without an answer.
+        desk: The flight desk.
+        flights: In the order of the schedule.
+        rate: Commands per second; 0 for flat out.
+        in_flight: Most commands not known to be stored.
         display: What shows the progress.
-        is_running: Whether the process of a node lives.
-        faults: What befalls the nodes meanwhile; None for a peaceful day.
 
     Raises:
-        NodeNotReadyError: A node, or the replacement of one, did not begin to answer.
+        NodeNotReadyError: A node, or one that takes the place of another, did not begin to answer.
+        EffectLogError: The effect log cannot be read.
         CatgaError: There is no server, or it refuses us.
     """
-    bus = Bus("departures-board", url=url, namespace=namespace)
-    board = DeparturesBoard(bus, sum(flight.is_late for flight in flights))
-
-    async with bus:
-        await ready(bus, nodes, is_running)
-        chronicle = Chronicle(tell=lambda moment: display.say(str(moment)))
-        replay = Replay(bus, flights, rate=rate, in_flight=in_flight, chronicle=chronicle)
-        record = None
-        if faults is None:
-            progress = await replay.run(display)
-            living = list(nodes)
-        else:
-            injector = _injector(bus, faults, nodes, chronicle, is_running)
-            async with _watched(bus, {*nodes, *faults.plan.nodes}, chronicle):
-                progress, record = await _replayed(replay, injector, display)
-            living = [node for node in (*nodes, faults.plan.replacement) if is_running(node)]
-        totals = await close_day(bus, progress.done, living, is_running)
-        await board.wait_complete(SETTLE_TIMEOUT)
+    board = DeparturesBoard(desk.url, desk.namespace, desk.board)
+    timetable = Bus("timetable", url=desk.url, namespace=desk.namespace, **BUS_OPTIONS)
+    with EffectLog(desk.effects) as log:
+        async with board.bus, timetable as bus:
+            await ready(bus, desk.nodes, desk.is_running)
+            await shared_out(bus, desk.nodes, desk.is_running)
+            chronicle = Chronicle(tell=lambda moment: display.say(str(moment)))
+            replay = Replay(
+                bus,
+                flights,
+                rate=rate,
+                in_flight=in_flight,
+                chronicle=chronicle,
+                effects=EffectCounts(log),
+                owners=lambda: owners(bus, SERVICE, PARTITIONS),
+            )
+            progress, record = await _replayed(bus, desk, replay, chronicle, display)
+            totals = await close_day(bus, progress.stored, _living(desk), desk.is_running)
+            await board.wait_shown(sum(flight.is_late for flight in flights), BOARD_PATIENCE)
     return ReplayResult(
         progress=progress,
+        began=chronicle.began,
+        called=replay.called,
+        stored_seconds=replay.stored_seconds,
         failures=replay.failures,
-        announcements=board.flights,
-        totals=dict.fromkeys(nodes) | totals,
-        times=replay.times,
+        shown=board.shown(),
+        totals=dict.fromkeys(desk.nodes) | totals,
         faults=record,
     )
 
 
-def _injector(
-    bus: Bus, faults: Faults, nodes: Sequence[str], chronicle: Chronicle, is_running: Callable[[str], bool]
-) -> FaultInjector:
-    plan = faults.plan
+def _living(desk: Desk) -> list[str]:
+    """Return the nodes that should be there at the end: all, without faults."""
+    if desk.faults is None:
+        return list(desk.nodes)
+    plan = desk.faults.plan
+    return [node for node in (*desk.nodes, plan.replacement, plan.successor) if desk.is_running(node)]
+
+
+async def _replayed(
+    bus: Bus, desk: Desk, replay: Replay, chronicle: Chronicle, display: Display
+) -> tuple[Progress, FaultRecord | None]:
+    """Replay everything, and make the faults happen meanwhile."""
+    if desk.faults is None:
+        return await replay.run(display), None
+    plan = desk.faults.plan
 
     async def wait_ready(node: str) -> None:
-        await ready(bus, [node], is_running)
+        await ready(bus, [node], desk.is_running)
 
-    async def wait_gone(node: str) -> bool:
-        is_replaced = first(chronicle.moments, plan.replacement, What.READY) is not None
-        everyone = [*nodes, plan.replacement] if is_replaced else nodes
-        return await gone_in_every_view(bus, node, [one for one in everyone if one != node and is_running(one)])
-
-    return FaultInjector(plan, faults.processes, chronicle, wait_ready, wait_gone)
+    injector = FaultInjector(plan, desk.faults.processes, chronicle, wait_ready)
+    async with _watched(bus, {*desk.nodes, *plan.nodes}, chronicle):
+        injecting = asyncio.create_task(injector.run(lambda: replay.part))
+        try:
+            progress = await replay.run(display)
+            return progress, await injecting
+        finally:
+            injecting.cancel()
+            await asyncio.wait([injecting])
 
 
 @contextlib.asynccontextmanager
@@ -214,14 +248,3 @@ async def _watched(bus: Bus, nodes: Collection[str], chronicle: Chronicle) -> As
         await asyncio.wait([watching])
     if not watching.cancelled():
         watching.result()
-
-
-async def _replayed(replay: Replay, injector: FaultInjector, display: Display) -> tuple[Progress, FaultRecord]:
-    """Send everything, and make the faults happen meanwhile."""
-    injecting = asyncio.create_task(injector.run(lambda: replay.part))
-    try:
-        progress = await replay.run(display)
-        return progress, await injecting
-    finally:
-        injecting.cancel()
-        await asyncio.wait([injecting])

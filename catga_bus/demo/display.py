@@ -3,7 +3,10 @@
 from types import TracebackType
 from typing import Protocol, TextIO
 
+from catga_bus.demo.partition_map import text_of_map
 from catga_bus.demo.progress import Progress
+
+_LINE_SECONDS = 2.0
 
 
 class Display(Protocol):
@@ -51,16 +54,19 @@ class SilentDisplay:
 
 
 class PlainDisplay:
-    """Writes one line per update: for files, pipes and terminals without rich.
+    """Writes one line every other second, and whenever the map of the partitions has changed.
+
+    For files, pipes and terminals without rich.
 
     Args:
         stream: Where the lines go.
     """
 
-    interval = 2.0
+    interval = 0.25
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._last: Progress | None = None
 
     def __enter__(self) -> "PlainDisplay":
         return self
@@ -78,18 +84,22 @@ class PlainDisplay:
         self._stream.flush()
 
     def update(self, progress: Progress) -> None:
-        """Write one line."""
-        self.say(summary(progress))
+        """Write one line, if it is time for one."""
+        last = self._last
+        is_time = last is None or progress.seconds - last.seconds >= _LINE_SECONDS
+        if is_time or progress.is_over or (last and last.owners != progress.owners):
+            self._last = progress
+            self.say(summary(progress))
 
 
 def summary(progress: Progress) -> str:
     """Return the progress as one line."""
     parts = [
-        f"{progress.done:,} of {progress.total:,}",
+        f"{progress.effects:,} of {progress.total:,}",
         f"{progress.per_second:,.0f}/s",
-        f"{progress.in_flight} in flight",
-        f"p50 {milliseconds(progress.p50_ms)}",
-        f"p99 {milliseconds(progress.p99_ms)}",
+        f"{progress.waiting:,} waiting",
+        f"stored in p50 {milliseconds(progress.p50_ms)} p99 {milliseconds(progress.p99_ms)}",
+        f"[{text_of_map(progress.owners)}]",
         *(_share(node, share, progress.states[node]) for node, share in progress.shares.items()),
     ]
     if progress.failed:

@@ -1,51 +1,47 @@
-"""What is said of the faults at the end: when they were noticed, what they cost, and whether they were real."""
+"""What is said of the faults at the end: when they were noticed, how partitions moved, and whether they were real."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from catga_bus.demo.failover import CallTimes, disturbance
-from catga_bus.demo.faults import GONE, NOTICED, FaultRecord, What, first
+from catga_bus.demo.faults import GONE, NOTICED, FaultPlan, FaultRecord, What, first
+from catga_bus.demo.moves import Move, hand_overs, takeovers
 
 
 class FaultReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One fault: what happened, when it was noticed, and how the calls around it fared.
+    """One fault: what happened, when it was noticed, and how long the partitions of the node stood still.
 
     All times are in seconds; `at` counts from the beginning of the replay, the others from `at`.
     """
 
     kind: str
-    """`killed` or `frozen`."""
+    """`killed`, `frozen` or `rolled`."""
 
     node: str
     at: float
     mended_after: float | None
-    """Until the replacement answered, or the node was thawed; None if it never did."""
+    """Until the node in its place answered, or the node was thawed; None if it never did."""
 
     noticed_after: float | None
-    """Until the bus of the replay saw the node as suspect, faulted or left; None if it never did."""
+    """Until the bus of the timetable saw the node as suspect, draining, faulted or left; None if it never did."""
 
-    faulted_after: float | None
+    gone_after: float | None
     """Until it saw the node as faulted or left; None if it never did."""
 
-    unanimous_after: float | None
-    """Until every node that lived saw it so, exact to the interval at which they were asked; None if they never did."""
+    moved: list[float]
+    """One for each partition of the node that went on elsewhere, sorted.
 
-    failover: float | None
-    """What the slowest call took longer than the median of all calls; None if no call was answered meanwhile.
-
-    Counted are the calls that were under way between the fault and its end.
+    Killed or frozen: from the fault to the first effect of the next owner. Rolled: from the last effect of the node to
+    the first of the next owner.
     """
 
-    longest_gap: float | None
-    """The longest time in which no call at all was answered."""
 
-
-class Replacement(msgspec.Struct, frozen=True, kw_only=True):
-    """The node that took the place of the killed one."""
+class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that was started in the place of another one."""
 
     node: str
+    place_of: str
     started_at: float
     """Seconds since the beginning of the replay."""
 
@@ -53,26 +49,26 @@ class Replacement(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from its start until it answered; None if it did not."""
 
 
-def fault_reports(record: FaultRecord | None, times: CallTimes, median: float) -> list[FaultReport]:
+def fault_reports(record: FaultRecord | None, moves: Sequence[Move]) -> list[FaultReport]:
     """Return the faults that happened, in the order in which they did.
 
     Args:
         record: What was done to the nodes; None if nothing was.
-        times: All answered calls.
-        median: Seconds that a call usually takes.
+        moves: The moves of the partitions, in seconds since the replay began.
     """
     if record is None:
         return []
     plan = record.plan
     found = [
-        _fault(record, times, median, plan.killed, What.KILLED, (plan.replacement, What.READY)),
-        _fault(record, times, median, plan.frozen, What.FROZEN, (plan.frozen, What.THAWED)),
+        _fault(record, moves, plan.killed, What.KILLED, (plan.replacement, What.READY)),
+        _fault(record, moves, plan.frozen, What.FROZEN, (plan.frozen, What.THAWED)),
+        _fault(record, moves, plan.rolled, What.ROLLED, (plan.successor, What.READY)),
     ]
     return sorted((fault for fault in found if fault is not None), key=lambda fault: fault.at)
 
 
 def _fault(
-    record: FaultRecord, times: CallTimes, median: float, node: str, what: What, mended: tuple[str, What]
+    record: FaultRecord, moves: Sequence[Move], node: str, what: What, mended: tuple[str, What]
 ) -> FaultReport | None:
     at = first(record.moments, node, what)
     if at is None:
@@ -83,48 +79,68 @@ def _fault(
         return None if found is None else found - at
 
     mended_after = after(*mended)
-    calls = disturbance(times, at, float("inf") if mended_after is None else at + mended_after)
+    if what is What.ROLLED:
+        moved = hand_overs(moves, node, at)
+    else:
+        can_work = mended_after is not None and what is What.FROZEN
+        moved = takeovers(moves, node, at, at + mended_after if can_work and mended_after else float("inf"))
     return FaultReport(
         kind=what.value,
         node=node,
         at=at,
         mended_after=mended_after,
         noticed_after=after(node, *NOTICED),
-        faulted_after=after(node, *GONE),
-        unanimous_after=after(node, What.UNANIMOUS),
-        failover=None if calls.slowest is None else max(0.0, calls.slowest - median),
-        longest_gap=calls.longest_gap,
+        gone_after=after(node, *GONE),
+        moved=moved,
     )
 
 
-def replacement_of(record: FaultRecord | None) -> Replacement | None:
-    """Return what became of the replacement; None if none was started."""
-    started = None if record is None else first(record.moments, record.plan.replacement, What.STARTED)
-    if record is None or started is None:
-        return None
-    is_ready = first(record.moments, record.plan.replacement, What.READY)
-    return Replacement(
-        node=record.plan.replacement,
-        started_at=started,
-        ready_after=None if is_ready is None else is_ready - started,
-    )
+def newcomers_of(record: FaultRecord | None) -> list[Newcomer]:
+    """Return what became of the nodes that were started in the place of others."""
+    if record is None:
+        return []
+    return [
+        Newcomer(node=node, place_of=other, started_at=started, ready_after=None if ready is None else ready - started)
+        for node, other in _places(record.plan)
+        if (started := first(record.moments, node, What.STARTED)) is not None
+        for ready in [first(record.moments, node, What.READY)]
+    ]
 
 
-def fault_problems(record: FaultRecord | None) -> Iterator[str]:
-    """Yield what was planned and did not happen, and what nobody noticed, in words."""
+def _places(plan: FaultPlan) -> tuple[tuple[str, str], ...]:
+    return (plan.replacement, plan.killed), (plan.successor, plan.rolled)
+
+
+def fault_problems(record: FaultRecord | None, reports: Sequence[FaultReport]) -> Iterator[str]:
+    """Yield what was planned and did not happen, and what nobody noticed, in words.
+
+    Args:
+        record: What was done to the nodes; None if nothing was.
+        reports: What `fault_reports` made of it.
+    """
     if record is None:
         return
     plan = record.plan
-    for what, node in ((What.KILLED, plan.killed), (What.FROZEN, plan.frozen)):
-        at = first(record.moments, node, what)
-        if at is None:
+    for what, node in ((What.KILLED, plan.killed), (What.FROZEN, plan.frozen), (What.ROLLED, plan.rolled)):
+        if first(record.moments, node, what) is None:
             yield f"node {node} was to be {what}, but the replay ended before; lower the rate or send more flights"
-        elif first(record.moments, node, *NOTICED, since=at) is None:
-            yield f"nobody noticed that node {node} was {what}"
+    for report in reports:
+        if report.noticed_after is None:
+            yield f"nobody noticed that node {report.node} was {report.kind}"
+        if not report.moved:
+            yield f"no partition of node {report.node} went on elsewhere when it was {report.kind}"
+    yield from _unreal(record)
+    for newcomer in newcomers_of(record):
+        if newcomer.ready_after is None:
+            yield f"node {newcomer.node}, in the place of {newcomer.place_of}, did not begin to answer"
+
+
+def _unreal(record: FaultRecord) -> Iterator[str]:
+    """Yield the faults that were not what they were to be."""
+    plan = record.plan
     if first(record.moments, plan.killed, What.KILLED) is not None and record.exit_code != -signal.SIGKILL:
         yield f"node {plan.killed} was not ended by SIGKILL: its exit code is {record.exit_code}"
     if first(record.moments, plan.frozen, What.FROZEN) is not None and not record.was_stopped:
         yield f"node {plan.frozen} did not stand still while it was frozen"
-    replacement = replacement_of(record)
-    if replacement is not None and replacement.ready_after is None:
-        yield f"the replacement {plan.replacement} did not begin to answer"
+    if first(record.moments, plan.rolled, What.ROLLED) is not None and record.rolled_exit_code != 0:
+        yield f"node {plan.rolled} did not finish and end when it was rolled: its exit code is {record.rolled_exit_code}"

@@ -7,17 +7,23 @@ import msgspec
 
 from catga_bus.clock import Clock, monotonic
 
-KILL_AT = 0.25
+KILL_AT = 0.15
 """Part of the replay after which a node is killed."""
 
-FREEZE_AT = 0.5
+FREEZE_AT = 0.4
 """Part of the replay after which another node is frozen."""
+
+ROLL_AT = 0.7
+"""Part of the replay after which a node is rolled, as a deployment does."""
 
 REPLACE_AFTER = 1.0
 """Seconds from the kill to the start of the replacement: about what an orchestrator takes."""
 
 FREEZE_SECONDS = 3.0
 """Seconds from the freeze to the thaw."""
+
+ROLL_PATIENCE = 30.0
+"""Seconds that the rolled node has to finish; a bus gives itself 25."""
 
 MAX_MOMENTS = 1_000
 # Chosen: a run has about a dozen; a node whose status flaps for minutes must not fill the memory.
@@ -31,6 +37,8 @@ class What(StrEnum):
     READY = "ready"
     FROZEN = "frozen"
     THAWED = "thawed"
+    ROLLED = "rolled"
+    ENDED = "ended"
 
     # What the replay's own bus says of it.
     ONLINE = "online"
@@ -39,20 +47,19 @@ class What(StrEnum):
     DRAINING = "draining"
     LEFT = "left"
 
-    # What all nodes that live say of it.
-    UNANIMOUS = "gone in every view"
-
     @property
     def is_seen(self) -> bool:
         """Whether this is how the replay's own bus sees the node."""
         return self in _SEEN
 
 
-_DONE = frozenset({What.KILLED, What.STARTED, What.READY, What.FROZEN, What.THAWED})
+_DONE = frozenset(
+    {What.KILLED, What.STARTED, What.READY, What.FROZEN, What.THAWED, What.ROLLED, What.ENDED}
+)
 _SEEN = frozenset({What.ONLINE, What.SUSPECT, What.FAULTED, What.DRAINING, What.LEFT})
 
-NOTICED = frozenset({What.SUSPECT, What.FAULTED, What.LEFT})
-"""Views in which calls avoid a node."""
+NOTICED = frozenset({What.SUSPECT, What.FAULTED, What.DRAINING, What.LEFT})
+"""Views in which a node is given nothing new."""
 
 GONE = frozenset({What.FAULTED, What.LEFT})
 """Views in which a node counts as dead."""
@@ -73,11 +80,12 @@ class Moment(msgspec.Struct, frozen=True):
 
 _SENTENCES = {
     What.KILLED: "is killed (SIGKILL)",
-    What.STARTED: "is started as its replacement",
+    What.STARTED: "is started in its place",
     What.READY: "answers",
     What.FROZEN: "is frozen (SIGSTOP)",
     What.THAWED: "is thawed (SIGCONT)",
-    What.UNANIMOUS: "is gone in every live view",
+    What.ROLLED: "is told to leave (SIGTERM)",
+    What.ENDED: "has ended",
 }
 
 
@@ -94,6 +102,11 @@ class Chronicle:
         self._tell = tell
         self._started = clock()
         self._moments: list[Moment] = []
+
+    @property
+    def began(self) -> float:
+        """Instant of the beginning, on the clock."""
+        return self._started
 
     def begin(self) -> None:
         """Count the seconds from now on."""
@@ -157,21 +170,26 @@ class Act(StrEnum):
     REPLACE = "replace"
     FREEZE = "freeze"
     THAW = "thaw"
+    ROLL = "roll"
+    SUCCEED = "succeed"
 
 
 class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Which node is killed, which one takes its place, and which one is frozen."""
+    """Which node is killed, which one is frozen, which one is rolled, and who takes whose place."""
 
     killed: str
     replacement: str
     frozen: str
+    rolled: str
+    successor: str
     spares: int
     """Nodes that are neither killed nor frozen; if there are none, the freeze waits for the replacement."""
 
     def due(self, part: float, now: float, moments: Sequence[Moment]) -> list[Act]:
         """Return what has to be done now.
 
-        A fault begins only while the replay runs; what has begun is brought to its end in any case.
+        A fault begins only while the replay runs; what has begun is brought to its end in any case. The roll waits until
+        the other faults are mended: a deployment begins with a healthy service.
 
         Args:
             part: How much of the replay is done, 0 to 1; 1 when it has ended.
@@ -183,6 +201,7 @@ class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
         is_ready = first(moments, self.replacement, What.READY) is not None
         frozen = first(moments, self.frozen, What.FROZEN)
         is_thawed = first(moments, self.frozen, What.THAWED) is not None
+        rolled = first(moments, self.rolled, What.ROLLED)
         acts = []
         if killed is None and KILL_AT <= part < 1:
             acts.append(Act.KILL)
@@ -192,29 +211,50 @@ class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
             acts.append(Act.FREEZE)
         if frozen is not None and not is_thawed and now >= frozen + FREEZE_SECONDS:
             acts.append(Act.THAW)
+        if rolled is None and ROLL_AT <= part < 1 and is_ready and is_thawed:
+            acts.append(Act.ROLL)
+        if rolled is not None and self._waits_for_successor(moments):
+            has_ended = first(moments, self.rolled, What.ENDED) is not None
+            if has_ended or now >= rolled + ROLL_PATIENCE:
+                acts.append(Act.SUCCEED)
         return acts
 
+    def _waits_for_successor(self, moments: Sequence[Moment]) -> bool:
+        is_rolled = first(moments, self.rolled, What.ROLLED) is not None
+        return is_rolled and first(moments, self.successor, What.STARTED) is None
+
     def is_open(self, moments: Sequence[Moment]) -> bool:
-        """Whether a fault has begun and its end is still to come: the start of a replacement, or a thaw."""
-        happened = {moment.what for moment in moments if moment.node in self.nodes}
-        is_missing = What.KILLED in happened and What.STARTED not in happened
-        is_stopped = What.FROZEN in happened and What.THAWED not in happened
-        return is_missing or is_stopped
+        """Whether a fault has begun and its end is still to come: the start of another node, or a thaw."""
+        is_killed = first(moments, self.killed, What.KILLED) is not None
+        is_frozen = first(moments, self.frozen, What.FROZEN) is not None
+        return (
+            (is_killed and first(moments, self.replacement, What.STARTED) is None)
+            or (is_frozen and first(moments, self.frozen, What.THAWED) is None)
+            or self._waits_for_successor(moments)
+        )
 
     @property
-    def nodes(self) -> tuple[str, str, str]:
+    def nodes(self) -> tuple[str, ...]:
         """The nodes that something happens to."""
-        return self.killed, self.replacement, self.frozen
+        return self.killed, self.replacement, self.frozen, self.rolled, self.successor
 
 
-def plan_faults(nodes: Sequence[str], replacement: str) -> FaultPlan:
+def plan_faults(nodes: Sequence[str], replacement: str, successor: str) -> FaultPlan:
     """Choose whom the faults befall.
 
     Args:
         nodes: Ids of the nodes, at least two.
         replacement: Id of the node that takes the place of the killed one.
+        successor: Id of the node that takes the place of the rolled one.
     """
-    return FaultPlan(killed=nodes[1], replacement=replacement, frozen=nodes[2 % len(nodes)], spares=len(nodes) - 2)
+    return FaultPlan(
+        killed=nodes[1],
+        replacement=replacement,
+        frozen=nodes[2 % len(nodes)],
+        rolled=nodes[0],
+        successor=successor,
+        spares=len(nodes) - 2,
+    )
 
 
 class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,3 +267,6 @@ class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     was_stopped: bool
     """Whether the system said that the frozen process stood still, just before it was thawed."""
+
+    rolled_exit_code: int | None
+    """How the process of the rolled node ended: 0 if it left nothing unfinished; None if it was alive at the end."""

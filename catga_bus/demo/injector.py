@@ -1,10 +1,10 @@
 """What makes the faults happen: carries out the plan on real processes while the replay runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from catga_bus.demo.faults import Act, Chronicle, FaultPlan, FaultRecord, What
+from catga_bus.demo.faults import Act, Chronicle, FaultPlan, FaultRecord, What, first
 
 _POLL = 0.005  # seconds between two looks at the plan: short beside any fault, and one look costs microseconds
 
@@ -32,16 +32,18 @@ class Victim(Protocol):
     def thaw(self) -> None:
         """Let it go on (SIGCONT)."""
 
+    def terminate(self) -> None:
+        """Ask it to finish and end (SIGTERM)."""
+
 
 class FaultInjector:
-    """Kills, replaces, freezes and thaws as a plan says, and writes down what it did.
+    """Kills, freezes and rolls as a plan says, starts others in their place, and writes down what it did.
 
     Args:
         plan: What happens to whom.
         processes: The processes of the plan's nodes, by id.
         chronicle: Where the moments are written.
         wait_ready: Returns when a node answers; raises if it does not.
-        wait_gone: Returns when every node that lives sees a node as gone, and whether they did so in time.
     """
 
     def __init__(
@@ -50,13 +52,11 @@ class FaultInjector:
         processes: Mapping[str, Victim],
         chronicle: Chronicle,
         wait_ready: Callable[[str], Awaitable[None]],
-        wait_gone: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._plan = plan
         self._processes = processes
         self._chronicle = chronicle
         self._wait_ready = wait_ready
-        self._wait_gone = wait_gone
         self._was_stopped = False
         self._waiting: list[asyncio.Task[None]] = []
 
@@ -71,6 +71,7 @@ class FaultInjector:
         """
         try:
             while part() < 1 or self._plan.is_open(self._chronicle.moments):
+                self._look_at_rolled()
                 for act in self._plan.due(part(), self._chronicle.now(), self._chronicle.moments):
                     self._do(act)
                 await asyncio.sleep(_POLL)
@@ -84,37 +85,45 @@ class FaultInjector:
             moments=self._chronicle.moments,
             exit_code=self._processes[self._plan.killed].exit_code,
             was_stopped=self._was_stopped,
+            rolled_exit_code=self._processes[self._plan.rolled].exit_code,
         )
+
+    def _look_at_rolled(self) -> None:
+        node, moments = self._plan.rolled, self._chronicle.moments
+        if first(moments, node, What.ROLLED) is None or first(moments, node, What.ENDED) is not None:
+            return
+        if self._processes[node].exit_code is not None:
+            self._chronicle.add(node, What.ENDED)
 
     def _do(self, act: Act) -> None:
         # The instant is taken before the signal: no answer to it can seem to come too early.
         at = self._chronicle.now()
+        plan = self._plan
         match act:
             case Act.KILL:
-                self._processes[self._plan.killed].kill()
-                self._chronicle.add(self._plan.killed, What.KILLED, at)
-                self._wait(self._spread(self._plan.killed))
+                self._processes[plan.killed].kill()
+                self._chronicle.add(plan.killed, What.KILLED, at)
             case Act.FREEZE:
-                self._processes[self._plan.frozen].freeze()
-                self._chronicle.add(self._plan.frozen, What.FROZEN, at)
-                self._wait(self._spread(self._plan.frozen))
+                self._processes[plan.frozen].freeze()
+                self._chronicle.add(plan.frozen, What.FROZEN, at)
             case Act.THAW:
-                self._was_stopped = self._processes[self._plan.frozen].is_stopped
-                self._processes[self._plan.frozen].thaw()
-                self._chronicle.add(self._plan.frozen, What.THAWED, at)
+                self._was_stopped = self._processes[plan.frozen].is_stopped
+                self._processes[plan.frozen].thaw()
+                self._chronicle.add(plan.frozen, What.THAWED, at)
+            case Act.ROLL:
+                self._processes[plan.rolled].terminate()
+                self._chronicle.add(plan.rolled, What.ROLLED, at)
             case Act.REPLACE:
-                self._chronicle.add(self._plan.replacement, What.STARTED, at)
-                self._wait(self._replace(self._plan.replacement))
+                self._begin(plan.replacement, at)
+            case Act.SUCCEED:
+                self._begin(plan.successor, at)
 
-    def _wait(self, work: Coroutine[None, None, None]) -> None:
-        self._waiting.append(asyncio.create_task(work))
+    def _begin(self, node: str, at: float) -> None:
+        self._chronicle.add(node, What.STARTED, at)
+        self._waiting.append(asyncio.create_task(self._start(node)))
 
-    async def _replace(self, node: str) -> None:
+    async def _start(self, node: str) -> None:
         # In a thread: to start a process takes milliseconds, which would be counted as the bus's.
         await asyncio.to_thread(self._processes[node].start)
         await self._wait_ready(node)
         self._chronicle.add(node, What.READY)
-
-    async def _spread(self, node: str) -> None:
-        if await self._wait_gone(node):
-            self._chronicle.add(node, What.UNANIMOUS)

@@ -22,6 +22,8 @@ class LatencyHistogram:
     def __init__(self) -> None:
         self._counts = [0] * _BUCKETS
         self._total = 0
+        self.longest: float | None = None
+        """The longest duration, in seconds; None before the first."""
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
@@ -29,6 +31,7 @@ class LatencyHistogram:
         bucket = min(int(math.log(microseconds) / math.log(_GROWTH)), _BUCKETS - 1)
         self._counts[bucket] += 1
         self._total += 1
+        self.longest = seconds if self.longest is None else max(self.longest, seconds)
 
     def percentile(self, percent: float) -> float | None:
         """Return the seconds that `percent` of the durations do not exceed; None before the first.

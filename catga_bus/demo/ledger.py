@@ -1,25 +1,15 @@
-"""The execution log: one line per execution, from which the verdict is computed.
+"""The execution log: one line per run of a handler, which tells how often the bus had to run one again.
 
-What a node holds in memory proves nothing about a bus: it dies with the node, and a request that
-ran on two nodes is in two memories. So each execution appends one line to a file that all nodes
-share, and only these lines are counted.
-
-The line is what the handler does to the world, and it comes before the answer. So whenever a node is
-killed: before its line, the request has not run there and counts where it runs next; after it, the
-line stays, and if the answer did not leave, the next node writes a second line under the same id,
-which is counted as a request that ran twice. An answer without a line would be a lie; the report
-looks for those.
+A bus that survives the death of nodes runs some handlers twice; what must not happen twice are the effects. So each
+run appends one line to a file that all nodes share, before it does anything else and outside of any transaction: the
+line stays whatever becomes of the run. An effect without a line would be a lie; the report looks for those.
 """
 
 import os
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
-
-from catga_bus.demo.data import Figures, Flight, figures_of
 
 LINE_BYTES = 256
 """Length of every line, padded with spaces.
@@ -38,16 +28,15 @@ class Execution(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     """One run of the handler of `RecordFlight`; a JSON array and a line of the log."""
 
     message_id: str
-    """The same for every run of one request."""
+    """The same for every run of one command."""
 
     node: str
     row: int
-    """Place of the flight in the file, counted from 0."""
+    """Place of the flight in the schedule, counted from 0."""
 
-    dep_delay: int | None
-    """As the handler received it: so the verdict also covers what the wire did to the values."""
-
-    distance: int
+    partition: int
+    epoch: int
+    """Of the partition, when the run began."""
 
 
 class ExecutionLog:
@@ -122,75 +111,3 @@ def read_executions(path: Path) -> list[Execution]:
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read: {error.strerror}") from error
     return executions
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the executions add up to the flights of the file."""
-
-    expected: Figures
-    """Computed directly from the file."""
-
-    counted: Figures
-    """Computed from the lines of the execution log, each message id once."""
-
-    executions: int
-    """Lines of the log."""
-
-    ran_twice: int
-    """Message ids that have more than one line."""
-
-    missing_rows: int
-    """Rows of the file that nobody executed."""
-
-    doubled_rows: int
-    """Rows that were executed under more than one message id, and so counted more than once."""
-
-    foreign_rows: int
-    """Message ids that stand for a row which the file does not have."""
-
-    per_node: dict[str, Figures]
-    """What the lines of each node add up to, every execution counted."""
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether each row ran under exactly one message id and the figures are the file's."""
-        return (
-            self.counted == self.expected and not self.missing_rows and not self.doubled_rows and not self.foreign_rows
-        )
-
-
-def judge(executions: Iterable[Execution], flights: Sequence[Flight]) -> Verdict:
-    """Compare executions with the file; each message id counts once, by its first line."""
-    counted = Figures()
-    per_node: dict[str, Figures] = {}
-    runs: Counter[str] = Counter()
-    rows: Counter[int] = Counter()
-    for execution in executions:
-        node = per_node.get(execution.node, Figures())
-        per_node[execution.node] = node.plus(execution.dep_delay, execution.distance)
-        runs[execution.message_id] += 1
-        if runs[execution.message_id] == 1:
-            counted = counted.plus(execution.dep_delay, execution.distance)
-            rows[execution.row] += 1
-    known = range(len(flights))
-    return Verdict(
-        expected=figures_of(flights),
-        counted=counted,
-        executions=runs.total(),
-        ran_twice=sum(count > 1 for count in runs.values()),
-        missing_rows=sum(row not in rows for row in known),
-        doubled_rows=sum(count > 1 for count in rows.values()),
-        foreign_rows=sum(row not in known for row in rows),
-        per_node=per_node,
-    )
-
-
-def ran_twice_on(executions: Iterable[Execution], nodes: Collection[str]) -> int:
-    """Return how many message ids have more than one line, at least one of them by one of these nodes."""
-    runs: Counter[str] = Counter()
-    there: set[str] = set()
-    for execution in executions:
-        runs[execution.message_id] += 1
-        if execution.node in nodes:
-            there.add(execution.message_id)
-    return sum(runs[message_id] > 1 for message_id in there)

@@ -1,33 +1,27 @@
-"""What travels between the flight desk, the departures board and the replay."""
+"""What travels between the timetable, the flight desk and the departures board."""
 
 import msgspec
 
-from catga_bus.demo.data import Figures, Flight
-from catga_bus.messages import Event, Request
+from catga_bus.demo.data import Flight
+from catga_bus.messages import Command, Event, Request
 
 
-class AircraftFigures(msgspec.Struct, frozen=True):
-    """The answer to `RecordFlight`: what one node has seen of one aircraft so far."""
+class RecordFlight(Command[None], frozen=True, partition_by="aircraft"):
+    """Record one flight. The flights of one aircraft are recorded one after the other, in the order of the schedule."""
 
-    node: str
-    tailnum: str | None
-    """None where the file does not know the aircraft; the figures are then this flight's alone."""
-
-    figures: Figures
-
-
-class RecordFlight(Request[AircraftFigures], frozen=True):
-    """Record one flight. Any node of the flight desk may take it."""
+    aircraft: str
+    """`Flight.aircraft`."""
 
     row: int
-    """Place of the flight in the file, counted from 0."""
+    """Place of the flight in the schedule, counted from 0."""
 
     flight: Flight
 
 
-class FlightDelayed(Event, frozen=True, durable=False):
-    """A flight left over an hour late: for boards that show what is going on; not stored."""
+class FlightDelayed(Event, frozen=True, partition_by="aircraft"):
+    """A flight left over an hour late. It is stored, and told to every service that handles it."""
 
+    aircraft: str
     row: int
     carrier: str
     flight: int
@@ -35,28 +29,27 @@ class FlightDelayed(Event, frozen=True, durable=False):
 
 
 class Closing(Event, frozen=True, durable=False):
-    """The day is over: broadcast to every node of the desk, which then takes no more flights."""
+    """The day is over: broadcast to every node of the desk that lives; not stored."""
 
     flights: int
-    """How many flights the sender has sent."""
+    """How many flights the timetable has handed in."""
 
 
 class NodeTotals(msgspec.Struct, frozen=True):
-    """The answer to `Totals`: what one node has in its memory."""
+    """The answer to `Totals`: what one node has done since its start."""
 
     node: str
-    figures: Figures
-    """One flight per execution: a request that ran twice counts twice."""
+    executions: int
+    """How often its handler of `RecordFlight` has begun."""
 
-    announced: int
-    """How many `FlightDelayed` events the node has published."""
+    duplicates: int
+    """Commands that were done before, by this node or another one: not run again."""
+
+    fenced: int
+    """Effects that were refused because another node had taken the partition over meanwhile."""
 
     closed: bool
     """Whether the node has heard `Closing`."""
-
-
-class View(Request[dict[str, str]], frozen=True):
-    """Ask a node how it sees the nodes of the desk: their status by id; sent to one named node."""
 
 
 class Totals(Request[NodeTotals], frozen=True):

@@ -1,53 +1,72 @@
 """What a replay has seen: so far, and in the end."""
 
+from collections.abc import Sequence
+
 import msgspec
 
-from catga_bus.demo.failover import CallTimes
 from catga_bus.demo.faults import FaultRecord, Moment, state_of
 from catga_bus.demo.messages import NodeTotals
+from catga_bus.demo.partition_map import Owners
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a replay has come."""
 
     total: int
-    """Requests to send in all."""
+    """Flights to hand in."""
 
-    answered: int
+    stored: int
+    """Commands that the server has accepted."""
+
     failed: int
+    """Commands that it has not."""
+
     in_flight: int
+    """Commands of which that is not known yet."""
+
+    effects: int
+    """Flights that have their effect."""
+
     seconds: float
-    """Since the first request."""
+    """Since the first command."""
 
     p50_ms: float | None
     p99_ms: float | None
-    """Of the answers so far; None before the first."""
+    """From the call until the command was stored; None before the first."""
 
     per_node: dict[str, int]
-    """Answers of each node."""
+    """Effects of each node."""
+
+    owners: Owners = ()
+    """Who owns which partition."""
 
     moments: tuple[Moment, ...] = ()
     """What has happened to the nodes."""
 
     @property
-    def done(self) -> int:
-        """Requests that have ended, one way or the other."""
-        return self.answered + self.failed
+    def is_over(self) -> bool:
+        """Whether every flight has its effect."""
+        return self.effects >= self.total
+
+    @property
+    def waiting(self) -> int:
+        """Commands that are stored and have no effect yet."""
+        return max(0, self.stored - self.effects)
 
     @property
     def per_second(self) -> float:
-        """Requests ended per second, from the start until now."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
+        """Effects per second, from the start until now."""
+        return self.effects / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def nodes(self) -> list[str]:
-        """Nodes that have answered, or that something has happened to; sorted by id."""
+        """Nodes that had effects, or that something has happened to; sorted by id."""
         return sorted({*self.per_node, *(moment.node for moment in self.moments)})
 
     @property
     def shares(self) -> dict[str, float]:
-        """Answers of each node as a part of all, 0 to 1."""
-        return {node: self.per_node.get(node, 0) / max(self.answered, 1) for node in self.nodes}
+        """Effects of each node as a part of all, 0 to 1."""
+        return {node: self.per_node.get(node, 0) / max(self.effects, 1) for node in self.nodes}
 
     @property
     def states(self) -> dict[str, str]:
@@ -55,8 +74,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return {node: state_of(node, self.moments) for node in self.nodes}
 
 
-def answer_rates(before: Progress, now: Progress) -> dict[str, float]:
-    """Return how many requests each node has answered per second between two looks at one replay.
+def effect_rates(before: Progress, now: Progress) -> dict[str, float]:
+    """Return how many effects each node had per second between two looks at one replay.
 
     Args:
         before: The earlier look.
@@ -72,19 +91,25 @@ class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
     """What the replay saw."""
 
     progress: Progress
-    """When the last request had ended."""
+    """When the last flight had its effect, or was waited for no longer."""
+
+    began: float
+    """Instant of the beginning, on the monotonic clock."""
+
+    called: Sequence[float]
+    """When each flight was handed in, in seconds since the beginning, by row; NaN: it was not."""
+
+    stored_seconds: float
+    """From the beginning until the last command had been stored."""
 
     failures: dict[str, int]
-    """Requests that were not answered, by code."""
+    """Commands that were not stored, by code."""
 
-    announcements: int
-    """Late flights that reached the departures board, each once."""
+    shown: list[tuple[int, str]]
+    """Row and aircraft of the late flights on the departures board, in the order in which they were committed."""
 
     totals: dict[str, NodeTotals | None]
     """What each node answered when it was asked; None if it did not, as a killed one cannot."""
-
-    times: CallTimes
-    """When each answered request was sent and answered."""
 
     faults: FaultRecord | None = None
     """What was done to the nodes; None if nothing was."""

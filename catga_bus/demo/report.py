@@ -1,260 +1,208 @@
-"""What is said at the end: figures, shares, the verdict, and what went wrong."""
+"""What is found at the end: the verdict, how partitions moved, and what went wrong. `report_text` puts it in words."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from catga_bus.demo.data import Figures, Flight
-from catga_bus.demo.display import milliseconds, seconds
-from catga_bus.demo.fault_report import FaultReport, Replacement, fault_problems, fault_reports, replacement_of
+from catga_bus.demo.effects import Effect
+from catga_bus.demo.fault_report import FaultReport, Newcomer, fault_problems, fault_reports, newcomers_of
 from catga_bus.demo.faults import What
-from catga_bus.demo.ledger import Execution, Verdict, judge, ran_twice_on
+from catga_bus.demo.latency import LatencyHistogram
+from catga_bus.demo.ledger import Execution
+from catga_bus.demo.moves import moves_of
+from catga_bus.demo.partition_map import Owners
 from catga_bus.demo.progress import ReplayResult
+from catga_bus.demo.verdict import Runs, Tally, Verdict, count_runs, judge, tally
+
+_ENDED = (What.KILLED, What.ROLLED)
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One node: what it answered, what it logged, and what it remembers."""
+    """One node: what it did, and what it told at the end."""
 
     node: str
-    answered: int
+    effects: int
     share: float
-    """Part of all answers, 0 to 1."""
+    """Part of all effects, 0 to 1."""
 
-    lines: Figures
-    """What its lines add up to, every execution counted."""
+    executions: int
+    """Lines of the execution log."""
 
-    memory: Figures | None
-    """What it said when it was asked for its `Totals`; None if it did not answer, or had been killed."""
+    duplicates: int | None
+    """Commands that were done before; None if it did not tell."""
+
+    fenced: int | None
+    """Effects that were refused because another node owned the partition; None if it did not tell."""
 
     heard_closing: bool
-    was_killed: bool
-    """Whether it was killed on purpose; its lines count all the same."""
+    was_ended: bool
+    """Whether it was killed or rolled on purpose, and so cannot tell."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a demo."""
 
-    requests: int
-    answered: int
+    flights: int
+    stored: int
+    """Commands that the server accepted."""
+
     failures: dict[str, int]
-    """Requests that were not answered, by code."""
+    """Commands that it did not, by code."""
+
+    stored_seconds: float
+    """From the first call until the last command was stored."""
 
     seconds: float
-    requests_per_second: float
-    p50_ms: float | None
-    p99_ms: float | None
-    """Time from sending to the answer, in milliseconds, exact to 1 %."""
+    """From the first call until the last effect."""
+
+    effects_per_second: float
+    stored_p50_ms: float | None
+    stored_p99_ms: float | None
+    """From a call until its command was stored, in milliseconds, exact to 1 %."""
+
+    effect_p50_ms: float | None
+    effect_p99_ms: float | None
+    effect_max_ms: float | None
+    """From a call until the effect of its command."""
 
     nodes: list[NodeReport]
     faults: list[FaultReport]
     """What was done to the nodes; empty after a peaceful replay."""
 
-    replacement: Replacement | None
-    """The node that took the place of a killed one."""
+    newcomers: list[Newcomer]
+    """The nodes that were started in the place of others."""
 
-    file: Figures
-    """Computed directly from the file."""
+    owners: Owners
+    """Who owned which partition in the end."""
 
-    executions: Figures
-    """Computed from the lines of the execution log, each message id once."""
+    moves: int
+    """How often a partition went on at another node, as the effects show."""
 
-    ran_twice: int
-    """Requests that have more than one line."""
-
-    ran_twice_on_faulted: int
-    """Those of them that have a line by a node that was killed or frozen: the ones that a fault explains."""
+    verdict: Verdict
+    runs: Runs
+    announcements: Tally
+    """Of the late flights on the departures board."""
 
     late_flights: int
-    """Flights of the file that a `FlightDelayed` event should announce."""
-
-    announced: int
-    """Those that reached the departures board; at most once, so fewer is no error."""
-
     problems: list[str]
     """What keeps the demo from succeeding, in words; empty if nothing does."""
 
-    equal: bool
-    """Whether the execution log adds up to the file."""
+    @property
+    def file(self) -> Figures:
+        """Computed directly from the file."""
+        return self.verdict.expected
 
     @property
     def is_success(self) -> bool:
-        """Whether log and file are equal, all was answered, and nodes agree with their lines."""
+        """Whether the verdict is good, everything was stored and announced, and all faults were real."""
         return not self.problems
 
 
-def make_report(result: ReplayResult, executions: Sequence[Execution], flights: Sequence[Flight]) -> Report:
+def make_report(
+    result: ReplayResult, effects: Sequence[Effect], executions: Sequence[Execution], flights: Sequence[Flight]
+) -> Report:
     """Judge what happened.
 
     Args:
         result: What the replay saw.
+        effects: The effect log.
         executions: The lines of the execution log.
-        flights: The file.
+        flights: In the order of the schedule.
     """
-    verdict = judge(executions, flights)
-    progress = result.progress
-    faults = fault_reports(result.faults, result.times, (progress.p50_ms or 0.0) / 1_000)
-    killed = {fault.node for fault in faults if fault.kind == What.KILLED}
-    nodes = [
-        NodeReport(
-            node=node,
-            answered=progress.per_node.get(node, 0),
-            share=progress.shares.get(node, 0.0),
-            lines=verdict.per_node.get(node, Figures()),
-            memory=totals.figures if totals else None,
-            heard_closing=totals is not None and totals.closed,
-            was_killed=node in killed,
-        )
-        for node, totals in result.totals.items()
-    ]
+    effects = [effect._replace(at=effect.at - result.began) for effect in effects]
+    moves = moves_of(effects)
+    faults = fault_reports(result.faults, moves)
+    verdict = judge(effects, flights)
+    runs = count_runs(executions, effects, {fault.node for fault in faults})
+    late = {row for row, flight in enumerate(flights) if flight.is_late}
+    announcements = tally(result.shown, late)
+    nodes = list(_nodes(result, effects, runs, {fault.node for fault in faults if fault.kind in _ENDED}))
+    last = max((effect.at for effect in effects), default=0.0)
+    delays = _delays(result, effects)
+    p50, p99 = delays.percentile(50), delays.percentile(99)
     return Report(
-        requests=len(flights),
-        answered=progress.answered,
+        flights=len(flights),
+        stored=result.progress.stored,
         failures=result.failures,
-        seconds=progress.seconds,
-        requests_per_second=progress.per_second,
-        p50_ms=progress.p50_ms,
-        p99_ms=progress.p99_ms,
+        stored_seconds=result.stored_seconds,
+        seconds=last,
+        effects_per_second=len(effects) / last if last > 0 else 0.0,
+        stored_p50_ms=result.progress.p50_ms,
+        stored_p99_ms=result.progress.p99_ms,
+        effect_p50_ms=None if p50 is None else p50 * 1_000,
+        effect_p99_ms=None if p99 is None else p99 * 1_000,
+        effect_max_ms=None if delays.longest is None else delays.longest * 1_000,
         nodes=nodes,
         faults=faults,
-        replacement=replacement_of(result.faults),
-        file=verdict.expected,
-        executions=verdict.counted,
-        ran_twice=verdict.ran_twice,
-        ran_twice_on_faulted=ran_twice_on(executions, {fault.node for fault in faults}),
-        late_flights=sum(flight.is_late for flight in flights),
-        announced=result.announcements,
-        problems=list(_problems(verdict, result, nodes)),
-        equal=verdict.is_equal,
+        newcomers=newcomers_of(result.faults),
+        owners=result.progress.owners,
+        moves=len(moves),
+        verdict=verdict,
+        runs=runs,
+        announcements=announcements,
+        late_flights=len(late),
+        problems=[
+            *_verdict_problems(verdict, runs),
+            *(f"{count:,} flights could not be stored: {code}" for code, count in result.failures.items()),
+            *_announcement_problems(announcements),
+            *(f"node {node.node} did not tell its totals" for node in nodes if node.fenced is None and not node.was_ended),
+            *fault_problems(result.faults, faults),
+        ],
     )
 
 
-def _problems(verdict: Verdict, result: ReplayResult, nodes: Sequence[NodeReport]) -> Iterator[str]:
-    if verdict.counted != verdict.expected:
-        yield "the execution log does not add up to the file"
-    if verdict.missing_rows:
-        yield f"{verdict.missing_rows:,} flights were not executed"
-    if verdict.doubled_rows:
-        yield f"{verdict.doubled_rows:,} flights were executed under more than one message id"
-    if verdict.foreign_rows:
-        yield f"{verdict.foreign_rows:,} executions are of flights that the file does not have"
-    for code, count in result.failures.items():
-        yield f"{count:,} requests failed with {code}"
-    for node in nodes:
-        if node.answered > node.lines.flights:
-            yield f"node {node.node} answered {node.answered:,} requests, but logged {node.lines.flights:,}"
-        if node.was_killed:
-            continue
-        if node.memory is None:
-            yield f"node {node.node} did not tell its totals"
-        elif node.memory != node.lines:
-            yield f"node {node.node} remembers {node.memory}, but logged {node.lines}"
-    yield from fault_problems(result.faults)
-
-
-def json_of(report: Report) -> str:
-    """Return the report as a JSON object, indented."""
-    fields = msgspec.to_builtins(report)
-    return msgspec.json.format(msgspec.json.encode(fields | {"success": report.is_success})).decode()
-
-
-def text_of(report: Report) -> str:
-    """Return the report for people."""
-    speed = (
-        f"{report.requests_per_second:,.0f} requests/s, "
-        f"p50 {milliseconds(report.p50_ms)}, p99 {milliseconds(report.p99_ms)}"
-    )
-    heard = sum(node.heard_closing for node in report.nodes)
-    living = sum(not node.was_killed for node in report.nodes)
-    lines = [
-        f"{report.answered:,} of {report.requests:,} requests answered in {report.seconds:.2f} s",
-        speed,
-        "",
-        *_table(
-            ["node", "answered", "share", "logged", "remembered"],
-            [_node_row(node) for node in report.nodes],
-        ),
-        "",
-        *_fault_lines(report),
-        *_table(
-            ["", "flights", "cancelled", "delay minutes", "miles"],
-            [
-                ["execution log", *_numbers(report.executions)],
-                ["file", *_numbers(report.file)],
-            ],
-        ),
-        "",
-        _twice(report),
-        f"late flights announced: {report.announced:,} of {report.late_flights:,} (at most once)",
-        f"closing heard: by {heard} of {living} nodes (at most once)",
-        *(f"problem: {problem}" for problem in report.problems),
-        f"verdict: {_verdict(report)}",
-    ]
-    return "\n".join(lines)
-
-
-def _twice(report: Report) -> str:
-    text = f"ran twice: {report.ran_twice:,} requests"
-    if not (report.faults and report.ran_twice):
-        return text
-    return f"{text}, {report.ran_twice_on_faulted:,} of them on a node that was killed or frozen"
-
-
-def _verdict(report: Report) -> str:
-    if not report.equal:
-        return "NOT EQUAL"
-    return "equal" if report.is_success else "equal, but see the problems"
-
-
-def _node_row(node: NodeReport) -> list[str]:
-    return [
-        node.node,
-        f"{node.answered:,}",
-        f"{node.share:.1%}",
-        f"{node.lines.flights:,}",
-        _remembered(node),
-    ]
-
-
-def _remembered(node: NodeReport) -> str:
-    if node.memory is not None:
-        return f"{node.memory.flights:,}"
-    return "killed" if node.was_killed else "no answer"
-
-
-def _fault_lines(report: Report) -> Iterator[str]:
-    if not report.faults:
-        return
-    header = [
-        "fault",
-        "at",
-        "mended after",
-        "noticed after",
-        "faulted after",
-        "in all views",
-        "failover",
-        "longest gap",
-    ]
-    yield from _table(header, [_fault_row(fault) for fault in report.faults])
-    if (replacement := report.replacement) is not None:
-        yield f"{replacement.node} took the place of the killed node, ready after {seconds(replacement.ready_after)}"
-    yield ""
-
-
-def _fault_row(fault: FaultReport) -> list[str]:
-    views = (fault.noticed_after, fault.faulted_after, fault.unanimous_after)
-    times = (fault.at, fault.mended_after, *views, fault.failover, fault.longest_gap)
-    return [f"{fault.node} {fault.kind}", *map(seconds, times)]
-
-
-def _numbers(figures: Figures) -> list[str]:
-    return [f"{value:,}" for value in msgspec.structs.astuple(figures)]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in [header, *rows]:
-        name, *cells = (
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+def _nodes(
+    result: ReplayResult, effects: Sequence[Effect], runs: Runs, ended: set[str]
+) -> Iterator[NodeReport]:
+    for node, totals in result.totals.items():
+        own = sum(effect.node == node for effect in effects)
+        yield NodeReport(
+            node=node,
+            effects=own,
+            share=own / max(len(effects), 1),
+            executions=runs.per_node.get(node, 0),
+            duplicates=totals.duplicates if totals else None,
+            fenced=totals.fenced if totals else None,
+            heard_closing=totals is not None and totals.closed,
+            was_ended=node in ended,
         )
-        yield "  ".join([name, *cells])
+
+
+def _delays(result: ReplayResult, effects: Sequence[Effect]) -> LatencyHistogram:
+    delays = LatencyHistogram()
+    for effect in effects:
+        called = result.called[effect.row] if effect.row < len(result.called) else math.nan
+        if not math.isnan(called):
+            delays.add(effect.at - called)
+    return delays
+
+
+def _verdict_problems(verdict: Verdict, runs: Runs) -> Iterator[str]:
+    effects = verdict.effects
+    if effects.lost:
+        yield f"{effects.lost:,} flights have no effect"
+    if effects.out_of_order:
+        yield f"{effects.out_of_order:,} effects came after a later one of the same aircraft"
+    if effects.doubled:
+        yield f"{effects.doubled:,} effects are of flights that had one"
+    if effects.foreign:
+        yield f"{effects.foreign:,} effects are of flights that the file does not have"
+    if verdict.changed:
+        yield f"{verdict.changed:,} effects have other values than their flights"
+    if verdict.counted != verdict.expected:
+        yield "the effect log does not add up to the file"
+    if verdict.epochs_fell:
+        yield f"{verdict.epochs_fell:,} effects were committed by a node that had lost the partition"
+    if runs.unlogged:
+        yield f"{runs.unlogged:,} flights have an effect, but no line in the execution log"
+
+
+def _announcement_problems(announcements: Tally) -> Iterator[str]:
+    if not announcements.is_good:
+        yield (
+            f"of the late flights on the departures board {announcements.lost:,} are missing, "
+            f"{announcements.out_of_order:,} out of order, {announcements.doubled:,} doubled and "
+            f"{announcements.foreign:,} not late"
+        )

@@ -13,23 +13,27 @@ from rich.text import Text
 
 from catga_bus.demo.display import milliseconds
 from catga_bus.demo.faults import What
-from catga_bus.demo.progress import Progress, answer_rates
+from catga_bus.demo.partition_map import Owners, mark_of, number_of
+from catga_bus.demo.progress import Progress, effect_rates
 
 _BAR_WIDTH = 30
-_RATE_SECONDS = 0.5  # answers per second are those of this last stretch: long enough to be steady to the eye
+_RATE_SECONDS = 0.5  # effects per second are those of this last stretch: long enough to be steady to the eye
 _STYLES = {
     What.KILLED: "red",
     What.FROZEN: "blue",
     What.THAWED: "green",
     What.STARTED: "yellow",
     What.READY: "green",
+    What.ROLLED: "magenta",
+    What.ENDED: "magenta",
 }
+_CELLS = ("cyan", "green", "yellow", "magenta", "blue", "red")  # by the number of the node
 
 
 class RichDisplay:
-    """Shows a progress bar, the figures so far, and how each node fares.
+    """Shows a progress bar, the figures so far, who owns which partition, and how each node fares.
 
-    A node's bar and rate are those of the last half second, its percentage is its part of all answers.
+    A node's bar and rate are those of the last half second, its percentage is its part of all effects.
 
     All is redrawn in place.
 
@@ -71,24 +75,37 @@ class RichDisplay:
 
     def update(self, progress: Progress) -> None:
         """Draw the picture again."""
-        self._bar.update(self._task, total=progress.total, completed=progress.done)
+        self._bar.update(self._task, total=progress.total, completed=progress.effects)
         self._recent.append(progress)
         while progress.seconds - self._recent[0].seconds > _RATE_SECONDS:
             self._recent.popleft()
-        rates = answer_rates(self._recent[0], progress)
-        self._live.update(Group(self._bar, _figures(progress), _nodes(progress, rates)), refresh=True)
+        rates = effect_rates(self._recent[0], progress)
+        self._live.update(Group(self._bar, _figures(progress), _map(progress.owners), _nodes(progress, rates)), refresh=True)
 
 
 def _figures(progress: Progress) -> Table:
     table = Table.grid(padding=(0, 3))
     table.add_row(
-        f"[bold]{progress.per_second:,.0f}[/] requests/s",
-        f"[bold]{progress.in_flight}[/] in flight",
-        f"p50 [bold]{milliseconds(progress.p50_ms)}[/]",
+        f"[bold]{progress.per_second:,.0f}[/] effects/s",
+        f"[bold]{progress.waiting:,}[/] waiting",
+        f"stored in p50 [bold]{milliseconds(progress.p50_ms)}[/]",
         f"p99 [bold]{milliseconds(progress.p99_ms)}[/]",
         f"[red]{progress.failed:,} failed[/]" if progress.failed else "",
     )
     return table
+
+
+def _map(owners: Owners) -> Text:
+    """Return one cell per partition, with the number of its owner."""
+    row = Text("partitions ")
+    for owner in owners:
+        row.append(f" {mark_of(owner)} ", style="dim" if owner is None else f"bold reverse {_colour(owner)}")
+        row.append(" ")
+    return row
+
+
+def _colour(node: str) -> str:
+    return _CELLS[number_of(node) % len(_CELLS)]
 
 
 def _nodes(progress: Progress, rates: dict[str, float]) -> Table:
@@ -103,7 +120,7 @@ def _nodes(progress: Progress, rates: dict[str, float]) -> Table:
         bar = rates[node] / total if total else 0.0
         table.add_row(
             Text(node, style=style),
-            Text("█" * round(bar * _BAR_WIDTH), style=style),
+            Text("█" * round(bar * _BAR_WIDTH), style=_colour(node)),
             f"{rates[node]:,.0f}/s",
             f"{shares[node]:.0%}",
             Text(states[node], style=style),

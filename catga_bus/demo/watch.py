@@ -3,11 +3,17 @@
 from collections.abc import AsyncIterator
 
 from catga_bus.bus import Bus
+from catga_bus.cluster.records import NodeStatus
+from catga_bus.demo.partition_map import Owners, owners_of
+
+_GONE = (NodeStatus.FAULTED, NodeStatus.LEFT)
 
 
-def statuses(bus: Bus, service: str) -> dict[str, str]:
-    """Return the status of each node of a service, by id."""
-    return {node.id: str(node.status) for node in bus.nodes(service)}
+def owners(bus: Bus, service: str, partitions: int) -> Owners:
+    """Return which node of a service owns which partition, as far as the bus knows."""
+    return owners_of(
+        ((node.id, node.partitions) for node in bus.nodes(service) if node.status not in _GONE), partitions
+    )
 
 
 async def watch_statuses(bus: Bus) -> AsyncIterator[tuple[str, str]]:

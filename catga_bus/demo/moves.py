@@ -1,0 +1,57 @@
+"""How partitions moved from node to node, read off the effect log. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from catga_bus.demo.effects import Effect
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A partition whose next effect came from another node."""
+
+    partition: int
+    source: str
+    target: str
+    last: float
+    """Instant of the last effect of the source."""
+
+    first: float
+    """Instant of the first effect of the target."""
+
+    @property
+    def pause(self) -> float:
+        """Seconds without an effect; also those in which nobody had anything to do are in it."""
+        return max(0.0, self.first - self.last)
+
+
+def moves_of(effects: Iterable[Effect]) -> list[Move]:
+    """Return the moves that effects show, in the order of their commits."""
+    latest: dict[int, Effect] = {}
+    found = []
+    for effect in effects:
+        before = latest.get(effect.partition)
+        if before is not None and before.node != effect.node:
+            found.append(Move(effect.partition, before.node, effect.node, before.at, effect.at))
+        latest[effect.partition] = effect
+    return found
+
+
+def takeovers(moves: Sequence[Move], node: str, at: float, until: float) -> list[float]:
+    """Return how long it took until others had effects on the partitions of a node that could not work, sorted.
+
+    Args:
+        moves: All of them.
+        node: The node that was killed or frozen.
+        at: When.
+        until: When it could work again; infinite for a killed one.
+
+    Returns:
+        Seconds from `at` to the first effect of the next owner, one for each partition that has one.
+    """
+    return sorted(move.first - at for move in moves if move.source == node and move.first > at and move.last < until)
+
+
+def hand_overs(moves: Sequence[Move], node: str, at: float) -> list[float]:
+    """Return the pauses of the partitions that a node gave away from an instant on, in seconds, sorted."""
+    return sorted(move.pause for move in moves if move.source == node and move.first > at)
