@@ -1,12 +1,14 @@
 """What is said of the faults at the end: when they were noticed, how partitions moved, and whether they were real."""
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from catga_bus.demo.effects import Effect
 from catga_bus.demo.faults import GONE, NOTICED, FaultPlan, FaultRecord, What, first
-from catga_bus.demo.moves import Move, hand_overs, takeovers
+from catga_bus.demo.moves import hand_overs, moves_of, standstill, takeovers
 
 
 class FaultReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +38,12 @@ class FaultReport(msgspec.Struct, frozen=True, kw_only=True):
     the first of the next owner.
     """
 
+    standstill: float | None
+    """The longest time without an effect on any partition, until the fault was mended.
+
+    It tells when a node was frozen while it wrote to the database: nobody else can write until it is thawed.
+    """
+
 
 class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
     """A node that was started in the place of another one."""
@@ -49,26 +57,26 @@ class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from its start until it answered; None if it did not."""
 
 
-def fault_reports(record: FaultRecord | None, moves: Sequence[Move]) -> list[FaultReport]:
+def fault_reports(record: FaultRecord | None, effects: Sequence[Effect]) -> list[FaultReport]:
     """Return the faults that happened, in the order in which they did.
 
     Args:
         record: What was done to the nodes; None if nothing was.
-        moves: The moves of the partitions, in seconds since the replay began.
+        effects: The effect log, its instants in seconds since the replay began.
     """
     if record is None:
         return []
     plan = record.plan
     found = [
-        _fault(record, moves, plan.killed, What.KILLED, (plan.replacement, What.READY)),
-        _fault(record, moves, plan.frozen, What.FROZEN, (plan.frozen, What.THAWED)),
-        _fault(record, moves, plan.rolled, What.ROLLED, (plan.successor, What.READY)),
+        _fault(record, effects, plan.killed, What.KILLED, (plan.replacement, What.READY)),
+        _fault(record, effects, plan.frozen, What.FROZEN, (plan.frozen, What.THAWED)),
+        _fault(record, effects, plan.rolled, What.ROLLED, (plan.successor, What.READY)),
     ]
     return sorted((fault for fault in found if fault is not None), key=lambda fault: fault.at)
 
 
 def _fault(
-    record: FaultRecord, moves: Sequence[Move], node: str, what: What, mended: tuple[str, What]
+    record: FaultRecord, effects: Sequence[Effect], node: str, what: What, mended: tuple[str, What]
 ) -> FaultReport | None:
     at = first(record.moments, node, what)
     if at is None:
@@ -79,11 +87,12 @@ def _fault(
         return None if found is None else found - at
 
     mended_after = after(*mended)
+    mended_at = math.inf if mended_after is None else at + mended_after
+    moves = moves_of(effects)
     if what is What.ROLLED:
         moved = hand_overs(moves, node, at)
     else:
-        can_work = mended_after is not None and what is What.FROZEN
-        moved = takeovers(moves, node, at, at + mended_after if can_work and mended_after else float("inf"))
+        moved = takeovers(moves, node, at, mended_at if what is What.FROZEN else math.inf)
     return FaultReport(
         kind=what.value,
         node=node,
@@ -92,6 +101,7 @@ def _fault(
         noticed_after=after(node, *NOTICED),
         gone_after=after(node, *GONE),
         moved=moved,
+        standstill=standstill(effects, at, mended_at),
     )
 
 

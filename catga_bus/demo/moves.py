@@ -1,6 +1,8 @@
 """How partitions moved from node to node, read off the effect log. Pure."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -50,6 +52,19 @@ def takeovers(moves: Sequence[Move], node: str, at: float, until: float) -> list
         Seconds from `at` to the first effect of the next owner, one for each partition that has one.
     """
     return sorted(move.first - at for move in moves if move.source == node and move.first > at and move.last < until)
+
+
+def standstill(effects: Sequence[Effect], at: float, until: float) -> float | None:
+    """Return the longest time in which no partition at all had an effect; None if there are not two effects.
+
+    Args:
+        effects: All of them.
+        at: When the stretch begins that is looked at; the pause that it lies in counts whole.
+        until: When it ends.
+    """
+    instants = sorted(effect.at for effect in effects)
+    around = instants[max(0, bisect_right(instants, at) - 1) : bisect_left(instants, until) + 1]
+    return max((after - before for before, after in pairwise(around)), default=None)
 
 
 def hand_overs(moves: Sequence[Move], node: str, at: float) -> list[float]:

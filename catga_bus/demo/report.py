@@ -112,8 +112,7 @@ def make_report(
         flights: In the order of the schedule.
     """
     effects = [effect._replace(at=effect.at - result.began) for effect in effects]
-    moves = moves_of(effects)
-    faults = fault_reports(result.faults, moves)
+    faults = fault_reports(result.faults, effects)
     verdict = judge(effects, flights)
     runs = count_runs(executions, effects, {fault.node for fault in faults})
     late = {row for row, flight in enumerate(flights) if flight.is_late}
@@ -138,7 +137,7 @@ def make_report(
         faults=faults,
         newcomers=newcomers_of(result.faults),
         owners=result.progress.owners,
-        moves=len(moves),
+        moves=len(moves_of(effects)),
         verdict=verdict,
         runs=runs,
         announcements=announcements,

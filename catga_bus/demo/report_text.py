@@ -8,7 +8,6 @@ import msgspec
 from catga_bus.demo.data import Figures
 from catga_bus.demo.display import milliseconds, seconds
 from catga_bus.demo.fault_report import FaultReport
-from catga_bus.demo.faults import What
 from catga_bus.demo.partition_map import text_of_map
 from catga_bus.demo.report import NodeReport, Report
 
@@ -81,9 +80,10 @@ def _node_row(node: NodeReport) -> list[str]:
 def _fault_lines(report: Report) -> Iterator[str]:
     if not report.faults:
         return
-    header = ["fault", "at", "noticed after", "gone after", "mended after", "partitions", "first", "median", "last"]
+    header = ["fault", "at", "noticed", "gone", "mended", "partitions", "first", "median", "last", "standstill"]
     yield from _table(header, map(_fault_row, report.faults))
-    yield "first to last: from the fault to the first effect of the next owner; when rolled, the pause between the two"
+    yield "noticed, gone, mended: after the fault. first to last: of its partitions, from the fault to the first effect"
+    yield "of the next owner; of a rolled node, the pause in between. standstill: no effect on any partition"
     for newcomer in report.newcomers:
         yield (
             f"{newcomer.node} took the place of {newcomer.place_of}, ready {seconds(newcomer.ready_after)} after its start"
@@ -94,10 +94,8 @@ def _fault_lines(report: Report) -> Iterator[str]:
 def _fault_row(fault: FaultReport) -> list[str]:
     moved = [min(fault.moved), median(fault.moved), max(fault.moved)] if fault.moved else [None] * 3
     times = (fault.at, fault.noticed_after, fault.gone_after, fault.mended_after)
-    shown = [milliseconds(None if one is None else one * 1_000) for one in moved]
-    if fault.kind != What.ROLLED:
-        shown = [seconds(one) for one in moved]
-    return [f"{fault.node} {fault.kind}", *map(seconds, times), str(len(fault.moved)), *shown]
+    last = [*moved, fault.standstill]
+    return [f"{fault.node} {fault.kind}", *map(seconds, times), str(len(fault.moved)), *map(seconds, last)]
 
 
 def _numbers(figures: Figures) -> list[str]:

@@ -12,6 +12,7 @@ from catga_bus.demo.data import (
     Flight,
     FlightDataError,
     figures_of,
+    in_schedule_order,
     read_flights,
 )
 
@@ -44,6 +45,27 @@ def test_the_shipped_file_has_diverted_flights_and_unknown_aircraft(shipped):
 def test_the_shipped_file_is_in_the_order_of_the_schedule(shipped):
     instants = [flight.scheduled for flight in shipped]
     assert instants == sorted(instants)
+    assert in_schedule_order(shipped) == shipped
+
+
+def test_flights_are_put_in_the_order_of_the_schedule_and_those_of_a_minute_stay_as_they_are(tmp_path):
+    times = ("2013-01-02T05:15", "2013-01-01T05:15", "2013-01-02T05:15", "2013-01-01T05:14")
+    rows = [",".join([at, "UA", str(number), *ROW.split(",")[3:]]) for number, at in enumerate(times)]
+    assert [one.flight for one in in_schedule_order(read_flights(written(tmp_path, *rows)))] == [3, 1, 0, 2]
+
+
+def test_a_flight_without_an_aircraft_has_its_carrier_and_number_for_one(shipped):
+    unknown = [flight for flight in shipped if flight.tailnum is None]
+    assert all(flight.dep_delay is None for flight in unknown)  # cancelled before one was given to them
+    names = {flight.aircraft for flight in unknown}
+    assert "AA 133" in names
+    assert len(names) == 99
+    assert names.isdisjoint({flight.tailnum for flight in shipped})
+
+
+def test_no_tail_number_can_be_what_stands_for_one(tmp_path):
+    with pytest.raises(FlightDataError, match="column tailnum"):
+        read_flights(written(tmp_path, ROW.replace("N14228", "AA 133")))
 
 
 def test_a_plain_file_is_read_like_a_compressed_one(tmp_path):

@@ -5,30 +5,47 @@ import pytest
 from catga_bus.demo import faults
 from catga_bus.demo.faults import Act, Chronicle, FaultPlan, Moment, What, first, plan_faults, state_of
 
-PLAN = FaultPlan(killed="desk-2", replacement="desk-4", frozen="desk-3", spares=1)
-TIGHT = FaultPlan(killed="desk-2", replacement="desk-3", frozen="desk-1", spares=0)
+PLAN = FaultPlan(
+    killed="desk-2", replacement="desk-4", frozen="desk-3", rolled="desk-1", successor="desk-5", spares=1
+)
+TIGHT = FaultPlan(
+    killed="desk-2", replacement="desk-3", frozen="desk-1", rolled="desk-1", successor="desk-4", spares=0
+)
 
-KILLED = Moment(3.0, "desk-2", What.KILLED)
-STARTED = Moment(4.0, "desk-4", What.STARTED)
-READY = Moment(4.5, "desk-4", What.READY)
+KILLED = Moment(2.0, "desk-2", What.KILLED)
+STARTED = Moment(3.0, "desk-4", What.STARTED)
+READY = Moment(3.5, "desk-4", What.READY)
+REPLACED = [KILLED, STARTED, READY]
 FROZEN = Moment(6.0, "desk-3", What.FROZEN)
 THAWED = Moment(9.0, "desk-3", What.THAWED)
+MENDED = [*REPLACED, FROZEN, THAWED]
+ROLLED = Moment(10.0, "desk-1", What.ROLLED)
+ENDED = Moment(10.5, "desk-1", What.ENDED)
+FOLLOWED = Moment(10.5, "desk-5", What.STARTED)
 
 
 @pytest.mark.parametrize(
     ("part", "now", "moments", "acts"),
     [
         (0.0, 0.0, [], []),
-        (0.24, 2.9, [], []),
-        (0.25, 3.0, [], [Act.KILL]),
-        (0.26, 3.1, [KILLED], []),
-        (0.3, 4.0, [KILLED], [Act.REPLACE]),
-        (0.31, 4.1, [KILLED, STARTED], []),
-        (0.5, 6.0, [KILLED, STARTED, READY], [Act.FREEZE]),
-        (0.5, 6.0, [KILLED, STARTED], [Act.FREEZE]),  # the third node is still there
-        (0.6, 8.9, [KILLED, STARTED, READY, FROZEN], []),
-        (0.7, 9.0, [KILLED, STARTED, READY, FROZEN], [Act.THAW]),
-        (0.8, 10.0, [KILLED, STARTED, READY, FROZEN, THAWED], []),
+        (0.14, 1.9, [], []),
+        (0.15, 2.0, [], [Act.KILL]),
+        (0.16, 2.1, [KILLED], []),
+        (0.2, 3.0, [KILLED], [Act.REPLACE]),
+        (0.21, 3.1, [KILLED, STARTED], []),
+        (0.4, 6.0, REPLACED, [Act.FREEZE]),
+        (0.4, 6.0, [KILLED, STARTED], [Act.FREEZE]),  # the third node is still there
+        (0.6, 8.9, [*REPLACED, FROZEN], []),
+        (0.65, 9.0, [*REPLACED, FROZEN], [Act.THAW]),
+        (0.69, 9.5, MENDED, []),
+        (0.7, 10.0, MENDED, [Act.ROLL]),
+        (0.8, 10.0, [*REPLACED, FROZEN], [Act.THAW]),  # a deployment begins with a healthy service
+        (0.8, 10.0, [KILLED, STARTED, FROZEN, THAWED], []),
+        (0.8, 10.4, [*MENDED, ROLLED], []),
+        (0.8, 10.5, [*MENDED, ROLLED, ENDED], [Act.SUCCEED]),
+        (0.8, 39.9, [*MENDED, ROLLED], []),
+        (0.8, 40.0, [*MENDED, ROLLED], [Act.SUCCEED]),  # it does not end
+        (0.9, 11.0, [*MENDED, ROLLED, ENDED, FOLLOWED], []),
         (0.5, 0.2, [], [Act.KILL, Act.FREEZE]),  # a replay faster than the plan
     ],
 )
@@ -40,6 +57,8 @@ def test_nothing_begins_after_the_replay_but_what_has_begun_is_mended():
     assert PLAN.due(1.0, 20.0, []) == []
     assert PLAN.due(1.0, 20.0, [KILLED]) == [Act.REPLACE]
     assert PLAN.due(1.0, 20.0, [KILLED, STARTED, FROZEN]) == [Act.THAW]
+    assert PLAN.due(1.0, 20.0, MENDED) == []
+    assert PLAN.due(1.0, 20.0, [*MENDED, ROLLED, ENDED]) == [Act.SUCCEED]
 
 
 def test_with_two_nodes_the_freeze_waits_until_the_replacement_answers():
@@ -57,6 +76,9 @@ def test_with_two_nodes_the_freeze_waits_until_the_replacement_answers():
         ([KILLED, STARTED, FROZEN], True),
         ([KILLED, FROZEN, THAWED], True),
         ([KILLED, STARTED, FROZEN, THAWED], False),
+        ([*MENDED, ROLLED], True),
+        ([*MENDED, ROLLED, ENDED], True),
+        ([*MENDED, ROLLED, ENDED, FOLLOWED], False),
     ],
 )
 def test_a_fault_is_open_until_it_is_mended(moments, is_open):
@@ -64,12 +86,14 @@ def test_a_fault_is_open_until_it_is_mended(moments, is_open):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "killed", "frozen", "spares"),
-    [(2, "desk-2", "desk-1", 0), (3, "desk-2", "desk-3", 1), (5, "desk-2", "desk-3", 3)],
+    ("nodes", "frozen", "spares"),
+    [(2, "desk-1", 0), (3, "desk-3", 1), (5, "desk-3", 3)],
 )
-def test_no_node_is_both_killed_and_frozen(nodes, killed, frozen, spares):
-    plan = plan_faults([f"desk-{number}" for number in range(1, nodes + 1)], "desk-9")
-    assert plan == FaultPlan(killed=killed, replacement="desk-9", frozen=frozen, spares=spares)
+def test_no_node_is_killed_and_something_else_as_well(nodes, frozen, spares):
+    plan = plan_faults([f"desk-{number}" for number in range(1, nodes + 1)], "desk-8", "desk-9")
+    assert plan == FaultPlan(
+        killed="desk-2", replacement="desk-8", frozen=frozen, rolled="desk-1", successor="desk-9", spares=spares
+    )
 
 
 class Hands:

@@ -9,7 +9,9 @@ from catga_bus.demo import faults
 from catga_bus.demo.faults import Chronicle, FaultPlan, FaultRecord, What
 from catga_bus.demo.injector import FaultInjector
 
-PLAN = FaultPlan(killed="desk-2", replacement="desk-4", frozen="desk-3", spares=1)
+PLAN = FaultPlan(
+    killed="desk-2", replacement="desk-4", frozen="desk-3", rolled="desk-1", successor="desk-5", spares=1
+)
 
 
 class NotedProcess:
@@ -35,10 +37,14 @@ class NotedProcess:
         self.calls.append("thaw")
         self.is_stopped = False
 
+    def terminate(self) -> None:
+        self.calls.append("terminate")
+        self.exit_code = 0
+
 
 @pytest.fixture
 def processes() -> dict[str, NotedProcess]:
-    return {f"desk-{number}": NotedProcess() for number in range(1, 5)}
+    return {f"desk-{number}": NotedProcess() for number in range(1, 6)}
 
 
 @pytest.fixture(autouse=True)
@@ -56,37 +62,36 @@ async def injected(
         wait_ready(node)
 
     chronicle = Chronicle()
-
-    async def gone(node: str) -> bool:
-        return node == "desk-2"
-
-    injector = FaultInjector(PLAN, processes, chronicle, ready, gone)
+    injector = FaultInjector(PLAN, processes, chronicle, ready)
     return await asyncio.wait_for(injector.run(lambda: part(chronicle)), 10)
 
 
 def until_all_happened(chronicle: Chronicle) -> float:
-    """A replay that stands in its middle until the last act has been done."""
-    happened = {moment.what for moment in chronicle.moments}
-    return 1.0 if {What.READY, What.THAWED} <= happened else 0.5
+    """A replay that stands near its end until the last act has been done."""
+    return 1.0 if any(moment.node == "desk-5" for moment in chronicle.moments) else 0.9
 
 
-async def test_one_node_is_killed_and_replaced_and_another_frozen_and_thawed(processes):
+async def test_one_node_is_killed_one_frozen_and_one_rolled_and_others_take_their_places(processes):
     record = await injected(processes, until_all_happened)
     assert {node: process.calls for node, process in processes.items()} == {
-        "desk-1": [],
+        "desk-1": ["terminate"],
         "desk-2": ["kill"],
         "desk-3": ["freeze", "thaw"],
         "desk-4": ["start"],
+        "desk-5": ["start"],
     }
     assert sorted((moment.node, moment.what) for moment in record.moments) == [
-        ("desk-2", What.UNANIMOUS),
+        ("desk-1", What.ENDED),
+        ("desk-1", What.ROLLED),
         ("desk-2", What.KILLED),
         ("desk-3", What.FROZEN),
         ("desk-3", What.THAWED),
         ("desk-4", What.READY),
         ("desk-4", What.STARTED),
+        ("desk-5", What.READY),
+        ("desk-5", What.STARTED),
     ]
-    assert (record.exit_code, record.was_stopped) == (-9, True)
+    assert (record.exit_code, record.was_stopped, record.rolled_exit_code) == (-9, True, 0)
 
 
 async def test_what_has_begun_is_mended_after_the_replay(processes):
@@ -108,6 +113,37 @@ async def test_a_process_that_did_not_stand_still_is_told(processes):
     processes["desk-3"].freeze = lambda: None
     record = await injected(processes, until_all_happened)
     assert not record.was_stopped
+
+
+async def test_a_rolled_node_is_followed_when_it_has_ended_not_before(processes):
+    looks = 0
+
+    class Slow(NotedProcess):
+        def terminate(self) -> None:
+            self.calls.append("terminate")
+
+    slow = processes["desk-1"] = Slow()
+
+    def part(chronicle: Chronicle) -> float:
+        nonlocal looks
+        if "terminate" in slow.calls:
+            looks += 1
+            assert (slow.exit_code is None) <= (processes["desk-5"].calls == [])
+            if looks == 20:
+                slow.exit_code = 0
+        return until_all_happened(chronicle)
+
+    record = await injected(processes, part)
+    assert looks >= 20
+    assert record.rolled_exit_code == 0
+
+
+async def test_a_rolled_node_that_does_not_end_is_waited_for_no_longer(processes, monkeypatch):
+    monkeypatch.setattr(faults, "ROLL_PATIENCE", 0.0)
+    processes["desk-1"].terminate = lambda: None
+    record = await injected(processes, until_all_happened)
+    assert processes["desk-5"].calls == ["start"]
+    assert record.rolled_exit_code is None
 
 
 async def test_a_replacement_that_does_not_answer_ends_the_run(processes):

@@ -34,3 +34,11 @@ def test_a_percentage_above_hundred_is_refused():
     histogram.add(1.0)
     with pytest.raises(ValueError, match="at most 100"):
         histogram.percentile(101)
+
+
+def test_the_longest_is_exact():
+    histogram = LatencyHistogram()
+    assert histogram.longest is None
+    for seconds in (0.5, 2_000.25, 0.75):
+        histogram.add(seconds)
+    assert histogram.longest == 2_000.25

@@ -1,4 +1,4 @@
-"""The execution log: written in whole lines by many, read strictly, judged without mercy."""
+"""The execution log: written in whole lines by many, and read strictly."""
 
 import mmap
 import os
@@ -9,57 +9,46 @@ from pathlib import Path
 
 import pytest
 
-from catga_bus.demo.data import SHIPPED, Figures, Flight, read_flights
 from catga_bus.demo.ledger import (
     LINE_BYTES,
     Execution,
     ExecutionLog,
     LedgerError,
-    judge,
     read_executions,
 )
 
 
-@pytest.fixture(scope="module")
-def flights() -> list[Flight]:
-    return read_flights(SHIPPED)[:200]
+EXECUTIONS = [Execution(f"id-{row}", f"desk-{row % 3}", row, row % 16, 7) for row in range(200)]
 
 
-def executed(flights: list[Flight]) -> list[Execution]:
-    return [
-        Execution(f"id-{row}", f"desk-{row % 3}", row, flight.dep_delay, flight.distance)
-        for row, flight in enumerate(flights)
-    ]
-
-
-def test_what_is_written_is_read_back(tmp_path, flights):
+def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "executions.jsonl"
     with ExecutionLog(path) as log:
-        for execution in executed(flights):
+        for execution in EXECUTIONS:
             log.append(execution)
-    assert read_executions(path) == executed(flights)
+    assert read_executions(path) == EXECUTIONS
 
 
 def test_each_execution_is_one_write_of_one_line(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(os, "write", lambda _, line: written.append(line) or len(line))
     with ExecutionLog(tmp_path / "log") as log:
-        log.append(Execution("id-1", "desk-1", 7, None, 100))
-    assert [line.rstrip() for line in written] == [b'["id-1","desk-1",7,null,100]']
+        log.append(Execution("id-1", "desk-1", 7, 15, 100))
+    assert [line.rstrip() for line in written] == [b'["id-1","desk-1",7,15,100]']
 
 
 def test_no_line_lies_across_two_pages_of_memory(tmp_path):
     path = tmp_path / "log"
     with ExecutionLog(path) as log:
-        log.append(Execution("id", "desk", 0, None, 1))
-        log.append(Execution("i" * 64, "d" * 64, 999_999, -1_000, 100_000))
+        log.append(Execution("id", "desk", 0, 0, 1))
+        log.append(Execution("i" * 64, "d" * 64, 999_999, 1_023, 1 << 53))
     assert [len(line) for line in path.read_bytes().splitlines(keepends=True)] == [LINE_BYTES, LINE_BYTES]
     assert mmap.PAGESIZE % LINE_BYTES == 0
 
 
 def test_a_line_that_is_too_long_to_stay_whole_is_refused(tmp_path):
     with ExecutionLog(tmp_path / "log") as log, pytest.raises(LedgerError, match="at most 256 stay in one piece"):
-        log.append(Execution("i" * 256, "desk", 0, None, 1))
+        log.append(Execution("i" * 256, "desk", 0, 0, 1))
     assert (tmp_path / "log").read_bytes() == b""
 
 
@@ -102,12 +91,12 @@ def test_processes_that_write_at_the_same_time_tear_no_line(tmp_path):
 def test_a_line_that_was_written_in_part_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda _, line: len(line) - 1)
     with ExecutionLog(tmp_path / "log") as log, pytest.raises(LedgerError, match="of a line"):
-        log.append(Execution("id", "desk", 0, None, 1))
+        log.append(Execution("id", "desk", 0, 0, 1))
 
 
 def test_a_full_disk_is_an_error_that_names_the_file():
     with ExecutionLog(Path("/dev/full")) as log, pytest.raises(LedgerError, match="/dev/full"):
-        log.append(Execution("id", "desk", 0, None, 1))
+        log.append(Execution("id", "desk", 0, 0, 1))
 
 
 def test_a_log_that_cannot_be_opened_is_an_error(tmp_path):
@@ -129,67 +118,3 @@ def test_a_damaged_line_is_an_error_that_names_the_line(tmp_path, line):
 def test_a_missing_log_is_an_error(tmp_path):
     with pytest.raises(LedgerError, match="cannot be read"):
         read_executions(tmp_path / "log")
-
-
-def test_the_verdict_is_equal_when_every_flight_ran_once(flights):
-    verdict = judge(executed(flights), flights)
-    assert verdict.is_equal
-    assert verdict.counted == verdict.expected
-    assert (verdict.executions, verdict.ran_twice) == (200, 0)
-    assert sum(node.flights for node in verdict.per_node.values()) == 200
-
-
-def test_what_ran_twice_is_counted_once_and_told(flights):
-    executions = executed(flights)
-    again = executions[3]
-    executions += [Execution(again.message_id, "desk-9", again.row, again.dep_delay, again.distance)] * 2
-    verdict = judge(executions, flights)
-    assert verdict.is_equal
-    assert verdict.ran_twice == 1
-    assert verdict.per_node["desk-9"].flights == 2
-
-
-def test_a_flight_that_did_not_run_is_missing(flights):
-    verdict = judge(executed(flights)[1:], flights)
-    assert not verdict.is_equal
-    assert verdict.missing_rows == 1
-
-
-def test_a_flight_that_ran_under_two_ids_is_doubled(flights):
-    executions = executed(flights)
-    first = executions[0]
-    executions.append(Execution("other", "desk-1", 0, first.dep_delay, first.distance))
-    verdict = judge(executions, flights)
-    assert not verdict.is_equal
-    assert verdict.doubled_rows == 1
-
-
-def test_mistakes_that_cancel_each_other_out_are_not_equal(flights):
-    executions = executed(flights)
-    first = executions[0]
-    executions[1] = Execution("id-1", "desk-1", 0, first.dep_delay, first.distance)
-    twins = [flights[0], flights[0], *flights[2:]]
-    verdict = judge(executions, twins)
-    assert verdict.counted == verdict.expected
-    assert not verdict.is_equal
-    assert (verdict.missing_rows, verdict.doubled_rows) == (1, 1)
-
-
-def test_a_value_that_changed_on_the_way_is_not_equal(flights):
-    executions = executed(flights)
-    executions[5] = Execution("id-5", "desk-1", 5, 1_000, flights[5].distance)
-    verdict = judge(executions, flights)
-    assert not verdict.is_equal
-    assert verdict.missing_rows == 0
-
-
-def test_a_flight_that_the_file_does_not_have_is_foreign(flights):
-    verdict = judge([*executed(flights), Execution("new", "desk-1", 200, None, 0)], flights)
-    assert not verdict.is_equal
-    assert verdict.foreign_rows == 1
-
-
-def test_an_empty_log_is_not_equal(flights):
-    verdict = judge([], flights)
-    assert not verdict.is_equal
-    assert verdict.counted == Figures()
