@@ -12,7 +12,7 @@ else's, because nobody shares a file.
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -142,7 +142,7 @@ class Recorder:
         self.path = directory / f"{who}-{os.getpid()}.jsonl"
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: msgspec.Struct) -> None:
         """Append one line; returns when the kernel has it."""
         os.write(self._file, self._encode(record) + b"\n")
 
@@ -166,26 +166,27 @@ def in_order(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: record.t)
 
 
-def read_file(path: Path) -> list[Record]:
+_decoder = msgspec.json.Decoder(Record)
+
+
+def read_file(path: Path, decoder: msgspec.json.Decoder[Any] = _decoder) -> list[Any]:
     """Return the records of one process, which may still be writing, in the order written; raises as `read_history`."""
     whole, _, _torn = path.read_bytes().rpartition(b"\n")
-    return [_decoded(line, f"{path}, line {number}") for number, line in enumerate(whole.splitlines(), start=1)]
+    lines = enumerate(whole.splitlines(), start=1)
+    return [_decoded(line, decoder, f"{path}, line {number}") for number, line in lines]
 
 
-def read_tail(path: Path, size: int = 65_536) -> list[Record]:
+def read_tail(path: Path, size: int = 65_536, decoder: msgspec.json.Decoder[Any] = _decoder) -> list[Any]:
     """Return the last records of one process, some `size` bytes of them; raises as `read_history`."""
     with path.open("rb") as file:
         start = max(0, file.seek(0, os.SEEK_END) - size)
         file.seek(start)
         whole, _, _torn = file.read().rpartition(b"\n")
-    return [_decoded(line, f"{path}, near its end") for line in whole.splitlines()[start > 0 :]]
+    return [_decoded(line, decoder, f"{path}, near its end") for line in whole.splitlines()[start > 0 :]]
 
 
-_decoder = msgspec.json.Decoder(Record)
-
-
-def _decoded(line: bytes, where: str) -> Record:
+def _decoded(line: bytes, decoder: msgspec.json.Decoder[Any], where: str) -> Any:
     try:
-        return _decoder.decode(line)
+        return decoder.decode(line)
     except msgspec.DecodeError as error:
         raise HistoryError(f"{where}: not a record: {error}") from error

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,11 +25,20 @@ class Child:
         may_end: Whether it is meant to end: a process that ends by itself otherwise is a failure of the run.
     """
 
-    def __init__(self, name: str, module: str, plan: msgspec.Struct, log: Path, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        plan: msgspec.Struct,
+        log: Path,
+        prefix: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.may_end = False
         self._command = [*prefix, sys.executable, "-m", module, msgspec.json.encode(plan).decode()]
         self._log = log
+        self._env = {"PATH": os.environ.get("PATH", ""), **(env or {})}
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -38,7 +47,7 @@ class Child:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 cwd=ROOT,
-                env={"PATH": os.environ.get("PATH", "")},
+                env=self._env,
                 stdout=log,
                 stderr=log,
                 preexec_fn=dies_with_us(),
