@@ -32,11 +32,16 @@ Evidence: TypeAlias = Callable[[Window, Story], str | None]
 
 def against(window: Window, story: Story) -> str | None:
     """Return what in the history contradicts a fault, or None if nothing does."""
+    return unseen(window) or _EVIDENCE[window.kind](window, story)
+
+
+def unseen(window: Window) -> str | None:
+    """Return why nothing can be said about a fault, or what the rig did not see of it; or None."""
     if window.end == math.inf:
         return "it never ended"
     if window.kind not in INSTANT and window.end - window.begin < SHORTEST:
         return f"it lasted {window.end - window.begin:.3f} s, and nothing can be said about less than {SHORTEST} s"
-    return _SIGNS[window.kind](window) or _EVIDENCE[window.kind](window, story)
+    return _SIGNS[window.kind](window)
 
 
 # -- what the rig saw --------------------------------------------------------------------------------------
