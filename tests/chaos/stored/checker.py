@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from tests.chaos import evidence
 from tests.chaos.stored.history import Begun
-from tests.chaos.stored.story import MAX_ATTEMPTS, Message, Story, began_at, lost_partitions
+from tests.chaos.stored.story import LOSING, MAX_ATTEMPTS, Message, Story, began_at, lost_partitions
 from tests.chaos.story import EVERYBODY, Window
 
 SETTLING = evidence.SETTLING
@@ -36,6 +36,10 @@ class Expect:
     only_ok: bool = False
     """Whether no producer may be told of a failure, or that the outcome is unknown."""
 
+    lost_answers: bool = False
+    """Whether the result of a command may be lost on its way, so that its producer is told that it is unknown. Answers
+    are not stored: a server that dies takes those with it that it has not delivered."""
+
     repeats: int | None = None
     """How many messages may be executed again; None leaves it to what the faults excuse."""
 
@@ -47,6 +51,9 @@ class Expect:
 
     sees: dict[str, int] = field(default_factory=dict)
     """What must have been seen, at least so often: see `sights`."""
+
+    most: dict[str, int] = field(default_factory=dict)
+    """What may be seen, at most so often."""
 
 
 Check: TypeAlias = Callable[[Story, Expect], Iterator[str]]
@@ -79,6 +86,8 @@ def every_message_settles(story: Story, expect: Expect) -> Iterator[str]:
             yield f"{message.op} has {len(message.settled)} outcomes"
         elif expect.only_ok and message.settled[0].outcome != "ok" and not message.is_doomed:
             end = message.settled[0]
+            if expect.lost_answers and message.sent.waits and end.outcome == "unknown" and message.effects:
+                continue
             yield f"{message.op} ended with {end.code} {end.outcome} after {end.t - message.sent.t:.2f} s"
 
 
@@ -309,7 +318,7 @@ def takeovers(story: Story) -> Iterator[tuple[str, float, str]]:
         for effect in effects:
             by_place[service, effect.domain, effect.partition].append((effect.t, effect.pid))
     for window in story.windows:
-        if window.kind not in ("kill", "freeze"):
+        if window.kind not in LOSING:
             continue
         at = began_at(window, story)
         for place in sorted(lost_partitions(window, story)):
@@ -349,6 +358,7 @@ def sights(story: Story) -> Counter[str]:
     reclaim     a new epoch of a partition that was owned already
     kill@POINT, freeze@POINT    a process that it hit there
     letter      a dead letter
+    lost answer a result that is not known to who waited for it, although there is an effect
     unknown     an outcome that nobody knows
     """
     seen: Counter[str] = Counter()
@@ -364,7 +374,9 @@ def sights(story: Story) -> Counter[str]:
             {one.service for one in message.begun}
         )
         seen["letter"] += len(message.letters)
-        seen["unknown"] += any(one.outcome == "unknown" for one in message.settled)
+        is_unknown = any(one.outcome == "unknown" for one in message.settled)
+        seen["lost answer"] += is_unknown and message.sent.waits and bool(message.effects)
+        seen["unknown"] += is_unknown
     for counts in story.counts.values():
         seen["reclaim"] += counts["reclaims"]
         seen["killer"] += counts["killers"]
@@ -385,6 +397,9 @@ def faults_happened(story: Story, expect: Expect) -> Iterator[str]:
     for what, least in expect.sees.items():
         if seen[what] < least:
             yield f"{what} was seen {seen[what]} times, and at least {least} should have been"
+    for what, most in expect.most.items():
+        if seen[what] > most:
+            yield f"{what} was seen {seen[what]} times, and at most {most} may be"
 
 
 _SIGNS = {"kill_leader": {"killed"}, "delete_consumers": {"deleted"}, "delete_owners": {"deleted"}, "die": {"killed"}}

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from nats.js.errors import NotFoundError
 from catga_bus.durability.letters import decode_letter
 from catga_bus.testing import eventually
 from catga_bus.wire import Names
-from tests.chaos.history import Record as AnyRecord
 from tests.chaos.netns import Namespace
-from tests.chaos.processes import Child, stance
+from tests.chaos.processes import stance
 from tests.chaos.stage import Stage, end_of
-from tests.chaos.stored.history import Begun, Counts, Ended, Hit, Owned, Record, Sent, read_stored, tail_of
+from tests.chaos.stored.history import Begun, Ended, Hit, Owned, Record, Sent, read_stored, tail_of
 from tests.chaos.stored.messages import SERVICE, NodePlan, ProducerPlan
 from tests.chaos.stored.points import Arming, point_file
 from tests.chaos.stored.story import Effect, Letter, Remains
@@ -62,7 +62,10 @@ class StoredCluster(Stage):
             await self._start_servers(self._server_count)
         self.server = self.servers[0]
         self._client = await nats.connect(
-            [server.url for server in self.servers], reconnect_time_wait=0.05, max_reconnect_attempts=-1
+            [server.url for server in self.servers],
+            reconnect_time_wait=0.05,
+            max_reconnect_attempts=-1,
+            error_cb=_ignore,
         )
         self._stack.push_async_callback(self._client.close)
         self._js: JetStreamContext = self._client.jetstream(timeout=2.0)
@@ -99,7 +102,7 @@ class StoredCluster(Stage):
     async def start_nodes(self, count: int, service: str = SERVICE, **options: Any) -> list[str]:
         """Start nodes of a service side by side, and return their ids when each of them keeps partitions."""
         names = [await self._launch(service, **options) for _ in range(count)]
-        await self._wait_shared(names)
+        await self.wait_shared(names)
         return names
 
     async def start_node(self, service: str = SERVICE, **options: Any) -> str:
@@ -132,7 +135,9 @@ class StoredCluster(Stage):
         self.nodes[name] = await self._child(name, "tests.chaos.stored.service", plan, prefix, env)
         return name
 
-    async def _wait_shared(self, names: Sequence[str]) -> None:
+    async def wait_shared(self, names: Sequence[str]) -> None:
+        """Wait until each of these nodes keeps partitions."""
+
         def idle() -> list[str]:
             for name in names:
                 self.nodes[name].check()
@@ -207,6 +212,19 @@ class StoredCluster(Stage):
             return bool(moves) and clock() - max(moves) > seconds
 
         await eventually(is_calm, READY_TIMEOUT, what="the partitions stay where they are")
+
+    async def wait_run_elsewhere(self, hit: Hit) -> None:
+        """Wait until another process executes what a process was frozen with."""
+        op = hit.what.rpartition(" ")[2]
+
+        def runs() -> bool:
+            return any(
+                isinstance(record, Begun) and record.op == op and record.pid != hit.pid
+                for name in self.nodes
+                for record in self._said(name)
+            )
+
+        await eventually(runs, POINT_TIMEOUT, what=f"another node runs {op}")
 
     # -- the end -------------------------------------------------------------------------------------------
 
@@ -326,11 +344,12 @@ class StoredCluster(Stage):
             see({end_of(child): 1})
         return hit
 
-    @contextlib.asynccontextmanager
-    async def frozen_at(self, name: str, point: str, prefix: str = "") -> Any:
+    @asynccontextmanager
+    async def frozen_at(self, name: str, point: str, prefix: str = "", *, is_armed: bool = False) -> AsyncIterator[Hit]:
         """Have a node frozen when it comes to a point, until the end of the block."""
         child = self.nodes[name]
-        self.arm(name, point, "freeze", prefix)
+        if not is_armed:
+            self.arm(name, point, "freeze", prefix)
         hit = await self.wait_hit(name, point)
         await eventually(lambda: stance(child.pid) == "stopped", POINT_TIMEOUT)
         async with self.fault("freeze", name, child.pid) as see:
@@ -349,7 +368,7 @@ class StoredCluster(Stage):
             if with_successor:
                 options = {"takes_commands": plan.takes_commands, "takes_events": plan.takes_events}
                 successor = await self._launch(plan.service, linked=name in self._links, **options)
-                await self._wait_shared([successor])
+                await self.wait_shared([successor])
             del self.nodes[name]
             code = await child.terminate()
             see({end_of(child): 1})
@@ -361,6 +380,41 @@ class StoredCluster(Stage):
         plan = self._plans[name]
         options = {"takes_commands": plan.takes_commands, "takes_events": plan.takes_events}
         return await self.start_node(plan.service, linked=name in self._links, **options)
+
+    @asynccontextmanager
+    async def deaths(self) -> AsyncIterator[None]:
+        """Let nodes die by themselves, each of which is a fault, and start another like each, until the block ends."""
+        for child in self.nodes.values():
+            child.may_end = True
+        replacing = asyncio.create_task(self._replace_dead())
+        try:
+            yield
+        finally:
+            replacing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await replacing
+        for child in self.nodes.values():
+            child.may_end = False
+
+    async def _replace_dead(self) -> None:
+        while True:
+            for name, child in list(self.nodes.items()):
+                if not child.is_running:
+                    async with self.fault("die", name, child.pid) as see:
+                        see({end_of(child): 1})
+                    del self.nodes[name]
+                    plan = self._plans[name]
+                    options = {"takes_commands": plan.takes_commands, "takes_events": plan.takes_events}
+                    successor = await self._launch(plan.service, **options)
+                    self.nodes[successor].may_end = True
+            await asyncio.sleep(0.02)
+
+    async def wait_letters(self, count: int, service: str = SERVICE) -> None:
+        """Wait until there are so many dead letters."""
+        stream = self.names.dead_letter_stream(service)
+        async with asyncio.timeout(READY_TIMEOUT):
+            while (await self._js.stream_info(stream)).state.messages < count:
+                await asyncio.sleep(0.1)
 
     async def leader_of(self, stream: str) -> NatsServer:
         """Return the server that leads a stream."""
@@ -393,11 +447,12 @@ class StoredCluster(Stage):
             see({"deleted": 1})
 
 
+async def _ignore(_: Exception) -> None:
+    """Servers that are killed are no news."""
+
+
 def read_owned(path: Path) -> list[Owned]:
     """Return the steps of ownership that a process has written down."""
     whole = path.read_bytes().splitlines(keepends=True)
     mark = b'"type":"owned"'
     return [msgspec.json.decode(line, type=Owned) for line in whole if mark in line and line.endswith(b"\n")]
-
-
-__all__ = ["AnyRecord", "Child", "Counts", "StoredCluster"]

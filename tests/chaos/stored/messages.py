@@ -85,6 +85,9 @@ class ProducerPlan(msgspec.Struct, frozen=True):
     mix: dict[str, float] = msgspec.field(default_factory=lambda: dict(STEADY))
     """Shares of the kinds of `WORK`."""
 
+    opening: list[str] = []
+    """The kinds of the first messages."""
+
     limit: int | None = None
     partitions: int = 16
     replicas: int = 1

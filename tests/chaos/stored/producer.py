@@ -60,8 +60,9 @@ class Producer:
         plan, rng = self._plan, self._rng
         if plan.limit is not None and self._made >= plan.limit:
             return
+        kind = rng.choices(list(plan.mix), list(plan.mix.values()))[0]
+        work = WORK[plan.opening[self._made] if self._made < len(plan.opening) else kind]
         self._made += 1
-        work = WORK[rng.choices(list(plan.mix), list(plan.mix.values()))[0]]
         # Events have keys of their own: they are another order.
         is_event = rng.random() < plan.events
         key = f"{plan.name}-{'e' if is_event else 'c'}{rng.randrange(plan.keys)}"

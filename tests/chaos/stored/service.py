@@ -18,7 +18,7 @@ from catga_bus import Bus, Context
 from catga_bus.resilience.retry import RetryOptions
 from tests.chaos.history import Recorder
 from tests.chaos.stored import bugs
-from tests.chaos.stored.history import Begun, Counts, Ended
+from tests.chaos.stored.history import Begun, Counts, Ended, Hit
 from tests.chaos.stored.messages import MAX_ATTEMPTS, Amend, NodePlan, Post, Told
 from tests.chaos.stored.points import Points, TellingInbox, install
 
@@ -88,8 +88,9 @@ def service(plan: NodePlan, points: Points, inbox: TellingInbox) -> Bus:
         if message.work.seconds:
             await asyncio.sleep(message.work.seconds)
         if message.work.kills:
+            recorder.write(Hit(clock(), plan.node_id, pid, "die", "kill", message.op))
             os.kill(pid, signal.SIGKILL)
-        await points.reach("run", message.op)
+        await points.reach("run", f"{'long' if message.work.seconds >= 1.0 else 'short'} {message.op}")
         if ctx.attempt <= message.work.fails:
             raise FlakyError(f"attempt {ctx.attempt} of {message.op}")
 

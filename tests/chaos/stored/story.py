@@ -1,6 +1,5 @@
 """A history over what is stored, joined with what it left behind: the effects, the dead letters. Pure."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +85,9 @@ class Message:
 
 
 MAX_ATTEMPTS = 3
+
+LOSING = frozenset({"kill", "freeze", "die"})
+"""Kinds of faults after which others take over what a node has."""
 
 
 @dataclass
@@ -201,7 +203,7 @@ def _add_remains(story: Story, ops: Mapping[str, str]) -> None:
 def began_at(window: Window, story: Story) -> float:
     """Return when a fault bit: at the point at which the process did it to itself, or when the rig began."""
     hits = [hit.t for hit in story.hits if hit.pid == window.pid and hit.t <= window.end]
-    return max(hits, default=window.begin) if window.kind in ("kill", "freeze") else window.begin
+    return max(hits, default=window.begin) if window.kind in LOSING else window.begin
 
 
 def lost_partitions(window: Window, story: Story) -> set[tuple[str, str, int]]:
@@ -212,6 +214,3 @@ def lost_partitions(window: Window, story: Story) -> set[tuple[str, str, int]]:
         if one.t <= at and one.step in ("granted", "released"):
             last[one.service, one.domain, one.partition] = one
     return {place for place, one in last.items() if one.pid == window.pid and one.step == "granted"}
-
-
-INFINITE = math.inf
