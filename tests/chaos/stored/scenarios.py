@@ -9,10 +9,12 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.chaos import evidence, netns
+from tests.chaos.proxy import Direction
 from tests.chaos.stored.checker import Expect, check
 from tests.chaos.stored.cluster import StoredCluster
 from tests.chaos.stored.messages import SERVICE
@@ -372,3 +374,95 @@ async def durable_claim(cluster: StoredCluster, rng: random.Random) -> None:
             await asyncio.sleep(LEAST)
         await asyncio.sleep(LEAST)
     await asyncio.sleep(3.0)
+
+
+# -- a schedule from a seed --------------------------------------------------------------------------------------------
+
+MIX = Expect(
+    listeners=("ledger", "mail"),
+    only_ok=True,
+    lost_answers=True,
+    longest_gap=15.0,
+    sees={"takeover": 1, "redelivery": 1, "hand_over": 1, "letter": 1},
+)
+POINTS = ("run", "commit", "committed")
+
+Move = tuple[str, Callable[[], Awaitable[object]]]
+
+
+def moves(cluster: StoredCluster, rng: random.Random) -> list[Move]:
+    """Return one fault of every kind, each of which draws its target and its length when it is called."""
+
+    def node() -> str:
+        return rng.choice(sorted(cluster.nodes))
+
+    async def kill_and_replace() -> None:
+        name = node()
+        await cluster.kill(name)
+        await cluster.replace(name)
+
+    async def kill_at_and_replace() -> None:
+        name = node()
+        await cluster.kill_at(name, rng.choice(POINTS))
+        await cluster.replace(name)
+
+    async def freeze_at() -> None:
+        async with cluster.frozen_at(node(), rng.choice(POINTS)):
+            await asyncio.sleep(rng.uniform(LEAST, 3.0))
+
+    def way() -> Direction:
+        return rng.choice(list(Direction))
+
+    def consumers() -> Awaitable[None]:
+        streams = (cluster.names.command_stream(SERVICE), cluster.names.event_stream())
+        return cluster.delete_consumers(rng.choice(streams), 5)
+
+    return [
+        ("kill", kill_and_replace),
+        ("kill", kill_at_and_replace),
+        ("freeze", lambda: cluster.freeze(node(), rng.uniform(LEAST, 4.0))),
+        ("freeze", freeze_at),
+        ("roll", lambda: cluster.roll(node())),
+        ("restart_server", lambda: cluster.restart_server(rng.uniform(LEAST, 1.5))),
+        ("freeze_server", lambda: cluster.freeze_server(rng.uniform(LEAST, 2.0))),
+        ("cut", lambda: cluster.cut(node(), rng.uniform(LEAST, 3.0))),
+        ("cut", lambda: cluster.cut("p1", rng.uniform(LEAST, 2.0))),
+        ("half_open", lambda: cluster.half_open(node(), rng.uniform(LEAST, 3.0))),
+        ("one_way", lambda: cluster.one_way(node(), way(), rng.uniform(LEAST, 3.0))),
+        ("delete_consumers", consumers),
+        ("delete_owners", cluster.delete_owners),
+    ]
+
+
+async def _play_mix(seconds: float, cluster: StoredCluster, rng: random.Random) -> Sequence[str]:
+    """Two services, three nodes each; one fault after the other until the time is up, every kind before any again."""
+    options: dict[str, Any] = {"linked": True, "takes_events": True}
+    await asyncio.gather(
+        cluster.start_nodes(3, **options), cluster.start_nodes(2, "mail", takes_commands=False, **options)
+    )
+    mix = {"quick": 0.86, "slow": 0.05, "long": 0.05, "flaky": 0.02, "doomed": 0.02}
+    await cluster.start_producer("p1", linked=True, rate=80.0, keys=200, events=0.4, mix=mix)
+    await cluster.start_producer("p2", rate=80.0, keys=200, events=0.4, mix=mix)
+    await asyncio.sleep(QUIET)
+    loop = asyncio.get_running_loop()
+    over = loop.time() + seconds
+    deck: list[Move] = []
+    drawn: list[str] = []
+    while loop.time() < over:
+        if not deck:
+            deck = rng.sample(moves(cluster, rng), len(moves(cluster, rng)))
+        await cluster.wait_shared(list(cluster.nodes))
+        kind, make = deck.pop()
+        drawn.append(kind)
+        await make()
+        await asyncio.sleep(rng.uniform(0.5, 3.0))
+    await asyncio.sleep(2.0)
+    return drawn
+
+
+def random_schedule(seconds: float) -> Scenario:
+    """Return a scenario that draws its faults from the seed. Same seed, same schedule, not the same interleaving."""
+    return Scenario("durable-mix", partial(_play_mix, seconds), MIX)
+
+
+SCENARIOS["durable-mix"] = random_schedule(60.0)
