@@ -88,8 +88,8 @@ def dead_letter_without_an_identity() -> None:
     """A message that is given up twice, because its process died in between, has two dead letters."""
 
     async def wrong(self: DeadLetters, subject: str, mark: str, payload: bytes) -> Any:
-        subject, _, mark = subject.rpartition(".")
-        return await self._jetstream.publish(f"{subject}.{secrets.token_hex(8)}", payload, message_id=secrets.token_hex(8))
+        other = f"{subject.rpartition('.')[0]}.{secrets.token_hex(8)}"
+        return await self._jetstream.publish(other, payload, message_id=secrets.token_hex(8))
 
     DeadLetters._store = wrong  # type: ignore[method-assign]
 
@@ -199,3 +199,23 @@ def log_goes_on_behind_what_was_delivered() -> None:
         return 0 if info is None else max(info.delivered + 1, info.config.start_sequence)
 
     Broker._position = wrong  # type: ignore[method-assign]
+
+
+FOUND: dict[str, tuple[str, str]] = {
+    "acknowledge-before-commit": ("commit", "nothing_accepted_is_lost"),
+    "no-fence-check": ("zombie", "epochs_never_fall"),
+    "mark-outside-the-transaction": ("committed", "effects_are_never_doubled"),
+    "inbox-not-asked": ("committed", "done_is_done"),
+    "dead-letter-after-acknowledgement": ("burying", "nothing_accepted_is_lost"),
+    "dead-letter-without-an-identity": ("buried", "dead_letters_are_exact"),
+    "failing-lets-others-pass": ("order", "keys_are_in_order"),
+    "keys-side-by-side": ("order", "keys_are_in_order"),
+    "second-record-in-flight": ("server", "keys_are_in_order"),
+    "hand-over-without-finishing": ("roll", "executions_are_excused"),
+    "no-confirming-read": ("claim", "grants_are_the_last_word"),
+    "epoch-not-raised": ("commit", "an_epoch_has_one_owner"),
+    "consumer-reused-across-epochs": ("commit", "a_consumer_has_one_epoch"),
+    "deaths-not-counted": ("killer", "dead_letters_are_exact"),
+    "log-goes-on-behind-what-was-delivered": ("events", "nothing_accepted_is_lost"),
+}
+"""Of each bug the trial that finds it, and the check by which it does."""

@@ -191,6 +191,15 @@ def an_epoch_has_one_owner(story: Story, _: Expect) -> Iterator[str]:
             yield f"epoch {place[3]} of {place[0]} {place[1]}.{place[2]} is both of {owners[key]} and of {pid}"  # type: ignore[index]
 
 
+def a_consumer_has_one_epoch(story: Story, _: Expect) -> Iterator[str]:
+    """No consumer serves two epochs: what a former owner acknowledges reaches nobody."""
+    epochs: dict[str, int] = {}
+    for one in story.owned:
+        if one.step == "granted" and epochs.setdefault(one.domain + one.consumer, one.epoch) != one.epoch:
+            before = epochs[one.domain + one.consumer]
+            yield f"the consumer {one.consumer} is that of epoch {before} and of {one.epoch}"
+
+
 def grants_are_the_last_word(story: Story, _: Expect) -> Iterator[str]:
     """No work begins with an epoch when a higher one was written before the read that confirms it."""
     written: dict[tuple[str, str, int], list[tuple[float, int]]] = defaultdict(list)
@@ -276,7 +285,11 @@ def _is_excused(story: Story, message: Message, first: Begun, second: Begun) -> 
 
 
 def done_is_done(story: Story, _: Expect) -> Iterator[str]:
-    """What is known to be done is not run again: the inbox is asked before."""
+    """What is known to be done is not run again: the inbox is asked before.
+
+    A process that stands still between the question and the start does not know of it; its effects are refused.
+    """
+    frozen = [window for window in story.windows if window.kind == "freeze"]
     for message in story.messages.values():
         for service in story.takers(message):
             done = min(
@@ -287,6 +300,10 @@ def done_is_done(story: Story, _: Expect) -> Iterator[str]:
                 continue
             for one in message.begun:
                 if one.service == service and one.t > done + SETTLING:
+                    if any(
+                        window.pid == one.pid and window.begin <= one.t <= window.end + SETTLING for window in frozen
+                    ):
+                        continue
                     yield f"{message.op} was run by {one.node} {one.t - done:.3f} s after it was done in {service}"
 
 
@@ -438,6 +455,7 @@ CHECKS: tuple[Check, ...] = (
     keys_run_one_at_a_time,
     epochs_never_fall,
     an_epoch_has_one_owner,
+    a_consumer_has_one_epoch,
     grants_are_the_last_word,
     dead_letters_are_exact,
     executions_are_excused,

@@ -127,6 +127,9 @@ class Owned(msgspec.Struct, tag="owned", frozen=True):
     takes_over: bool = False
     """`granted`: from whom had not released it."""
 
+    consumer: str = ""
+    """`granted`: the consumer of this epoch."""
+
 
 class Hit(msgspec.Struct, tag="hit", frozen=True):
     """A process has come to a point at which the rig wants it killed or frozen, and does it to itself."""

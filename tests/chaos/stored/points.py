@@ -202,6 +202,7 @@ def install(points: Points) -> None:
                 "granted",
                 read_at=broker.read_at,
                 takes_over=self._is_takeover,
+                consumer=claimed.consumer,
             )
 
         async def hand_over(self, timeout: float | None = None) -> None:

@@ -376,6 +376,105 @@ async def durable_claim(cluster: StoredCluster, rng: random.Random) -> None:
     await asyncio.sleep(3.0)
 
 
+# -- trials ------------------------------------------------------------------------------------------------------------
+#
+# Short runs with one fault each, clean without a bug: what finds each of `tests.chaos.stored.bugs`.
+
+TRIALS: dict[str, Scenario] = {}
+
+
+def _trial(function: Play) -> Play:
+    name = function.__name__.removeprefix("trial_").replace("_", "-")
+    TRIALS[name] = Scenario(name, function, Expect(listeners=("mail",)), partitions=4)
+    return function
+
+
+@_trial
+async def trial_order(cluster: StoredCluster, rng: random.Random) -> None:
+    """Nothing happens but that messages fail, and take their time."""
+    await cluster.start_nodes(1)
+    await cluster.start_producer("p1", rate=200.0, keys=20, mix={"quick": 0.85, "slow": 0.1, "flaky": 0.05})
+    await asyncio.sleep(2.0)
+
+
+@_trial
+async def trial_commit(cluster: StoredCluster, rng: random.Random) -> None:
+    """A node is killed between effect and commit."""
+    await _kill_one_at(cluster, "commit")
+
+
+@_trial
+async def trial_committed(cluster: StoredCluster, rng: random.Random) -> None:
+    """A node is killed between commit and acknowledgement."""
+    await _kill_one_at(cluster, "committed")
+
+
+@_trial
+async def trial_burying(cluster: StoredCluster, rng: random.Random) -> None:
+    """A node is killed before a dead letter is stored."""
+    await _kill_one_at(cluster, "burying")
+
+
+@_trial
+async def trial_buried(cluster: StoredCluster, rng: random.Random) -> None:
+    """A node is killed between a dead letter and the acknowledgement of its message."""
+    await _kill_one_at(cluster, "buried")
+
+
+async def _kill_one_at(cluster: StoredCluster, point: str) -> None:
+    first, _ = await cluster.start_nodes(2)
+    await cluster.start_producer("p1", rate=100.0, keys=50, mix={"quick": 0.85, "slow": 0.1, "doomed": 0.05})
+    await cluster.wait_calm()
+    await cluster.kill_at(first, point)
+    await asyncio.sleep(1.5)
+
+
+@_trial
+async def trial_zombie(cluster: StoredCluster, rng: random.Random) -> None:
+    """A node stands still in a handler, and commits when it has lost its partition."""
+    first, _ = await cluster.start_nodes(2)
+    await cluster.start_producer("p1", **PAUSING)
+    await cluster.wait_calm()
+    async with cluster.frozen_at(first, "run", "long") as hit:
+        await cluster.wait_run_elsewhere(hit)
+        await asyncio.sleep(0.4)
+    await asyncio.sleep(1.5)
+
+
+@_trial
+async def trial_roll(cluster: StoredCluster, rng: random.Random) -> None:
+    """A node is rolled while it runs something in every partition."""
+    first, _ = await cluster.start_nodes(2)
+    await cluster.start_producer("p1", rate=100.0, keys=50, mix={"quick": 0.5, "slow": 0.5})
+    await cluster.wait_calm()
+    await cluster.roll(first, with_successor=False)
+    await asyncio.sleep(0.5)
+
+
+@_trial
+async def trial_server(cluster: StoredCluster, rng: random.Random) -> None:
+    """The server is killed and started again under a producer with few keys."""
+    await cluster.start_nodes(1)
+    await cluster.start_producer("p1", rate=500.0, keys=10)
+    await asyncio.sleep(QUIET)
+    await cluster.restart_server(LEAST)
+    await asyncio.sleep(2.0)
+
+
+@_trial
+async def trial_events(cluster: StoredCluster, rng: random.Random) -> None:
+    """A node that reads events is killed with some of them in hand."""
+    first, _ = await cluster.start_nodes(2, "mail", takes_commands=False, takes_events=True)
+    await cluster.start_producer("p1", rate=100.0, keys=50, events=1.0, mix={"quick": 0.5, "slow": 0.5})
+    await cluster.wait_calm()
+    await cluster.kill(first)
+    await asyncio.sleep(2.0)
+
+
+TRIALS["claim"] = replace(SCENARIOS["durable-claim"], name="claim")
+TRIALS["killer"] = replace(SCENARIOS["durable-killer"], name="killer")
+
+
 # -- a schedule from a seed --------------------------------------------------------------------------------------------
 
 MIX = Expect(
