@@ -8,6 +8,7 @@ next one: records grow exactly when the server is slow.
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -71,6 +72,12 @@ class Record(msgspec.Struct, eq=False):
     number: int
     subject: str
     postings: list[Posting]
+    size: int
+    """Bytes of its frames."""
+
+    wants_answer: bool = False
+    """Whether somebody waits for a result."""
+
     attempts: int = 0
     """Attempts that may have reached a server."""
 
@@ -79,16 +86,6 @@ class Record(msgspec.Struct, eq=False):
 
     payload: bytes = b""
     """As it is written; empty before the first attempt."""
-
-    @property
-    def wants_answer(self) -> bool:
-        """Whether somebody waits for a result."""
-        return any(posting.decode is not None for posting in self.postings)
-
-    @property
-    def size(self) -> int:
-        """Bytes of its frames."""
-        return sum(len(posting.frame) for posting in self.postings)
 
 
 class Bounds(msgspec.Struct):
@@ -135,18 +132,19 @@ class Line:
         self.waiting.append(posting)
         self.bytes += len(posting.frame)
 
-    def take(self, record_id: str) -> Record | None:
+    def take(self, draw_id: Callable[[], str]) -> Record | None:
         """Make the next record, or return None if there is nothing to write.
 
         Messages of one subject that follow each other travel together; order is kept across subjects.
 
         Args:
-            record_id: Of a new record; random, so that nobody can store another one under it first.
+            draw_id: Gives the id of a new record; random, so that nobody can store another one under it first.
         """
         assert self.record is None, "one record at a time: a second could overtake it"
         waiting, bounds = self.waiting, self.bounds
         taken: list[Posting] = []
         size = 0
+        wants_answer = False
         while waiting:
             posting = waiting[0]
             if posting.is_over:
@@ -161,10 +159,12 @@ class Line:
                 break
             taken.append(waiting.popleft())
             size += len(posting.frame)
+            if posting.decode is not None:
+                wants_answer = True
         if not taken:
             return None
         self._numbers += 1
-        self.record = Record(record_id, self._numbers, taken[0].subject, taken)
+        self.record = Record(draw_id(), self._numbers, taken[0].subject, taken, size, wants_answer)
         return self.record
 
     def settle(self) -> Record:

@@ -1,9 +1,8 @@
 """The calling side of what is stored: from a command or event to its partition, its record and its result."""
 
 import asyncio
-import base64
+import os
 import random
-import secrets
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from catga_bus.wire import Kind, Names, join_batch
 
 def draw_record_id() -> str:
     """Return 96 random bits as text: nobody can store another record under it first."""
-    return base64.urlsafe_b64encode(secrets.token_bytes(12)).decode()
+    return os.urandom(12).hex()
 
 
 class SenderStatistics(msgspec.Struct, frozen=True):

@@ -195,7 +195,7 @@ class Writer:
 
     async def _work(self, line: Line) -> None:
         try:
-            while record := line.record or line.take(self._draw_id()):
+            while record := line.record or line.take(self._draw_id):
                 await self._attempt(line, record)
         except Exception as error:  # nobody awaits this task before the end
             self._log.write(logging.ERROR, "broken", "%r cannot be written any more", line, error=error)
