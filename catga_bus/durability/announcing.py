@@ -5,6 +5,7 @@ live node of its service announces the type. Routes of events are only compared 
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
@@ -21,8 +22,12 @@ from catga_bus.wire import token
 
 log = logging.getLogger("catga_bus.durability")
 
-TEND_SECONDS: Final = 1.0
-"""Seconds between two looks at the routes; one costs one or two reads."""
+TEND_SECONDS: Final = 5.0
+"""Seconds between two looks at the routes while all is as it should be; one costs a read. A bucket that somebody has
+deleted is made again after so long; nodes that come and go cause a look at once."""
+
+BUSY_SECONDS: Final = 1.0
+"""The same while something is due or in the way."""
 
 LACKING_SECONDS: Final = 1.0
 """For how long a live node must lack a type before its route is deleted: a view may be wrong for a moment."""
@@ -75,7 +80,7 @@ class RouteChanges(msgspec.Struct, frozen=True):
     """Why this node must not be ready, for people."""
 
     differing: tuple[Route, ...] = ()
-    """Routes of this node that have other fields than those in the bucket, and are alike otherwise."""
+    """Routes of this node that differ from those in the bucket in what may differ: fields, and partitions."""
 
 
 def route_changes(
@@ -97,7 +102,7 @@ def route_changes(
         if other is not None and (problem := _conflict(route, other)):
             problems.append(problem)
         elif other is not None:
-            if other.schema != route.schema:
+            if other != route:
                 differing.append(route)
         elif route.kind == "event" or all(route.type in types for types in live):
             write.append(route)
@@ -116,9 +121,10 @@ def _conflict(mine: Route, there: Route) -> str:
             f"the type {mine.type} is {_described(mine)} and already {_described(there)}: give one of them another "
             f"type_name=, or take it out of the other"
         )
-    for field in ("partition_by", "durable", "partitions"):
+    # Not the number of partitions: that of the stream counts, to which each node has compared its own.
+    for field in ("partition_by", "durable"):
         here, other = getattr(mine, field), getattr(there, field)
-        if here != other and not (field == "partitions" and mine.kind == "event"):
+        if here != other:
             return (
                 f"the type {mine.type} has {field} {here!r} here and {other!r} on its route, by which callers go: "
                 f"declare it as it was, give it another type_name=, or delete the key {token(mine.type)} of the routes"
@@ -174,16 +180,18 @@ class Announcer:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
+            self._nudge.clear()
+            is_quiet = False
             try:
                 await self.tend()
+                is_quiet = not self._lacking_since and not self.problems
             except CatgaError as error:
                 self._log.warn("tend", "the routes of %s could not be looked after: %s", self._service, error)
-            self._nudge.clear()
-            try:
-                async with asyncio.timeout(TEND_SECONDS):
+            except Exception as error:  # nobody awaits this task before the end
+                self._log.write(logging.ERROR, "broken", "the routes could not be looked after", error=error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TEND_SECONDS if is_quiet else BUSY_SECONDS):
                     await self._nudge.wait()
-            except TimeoutError:
-                pass
 
     async def tend(self) -> None:
         """Read what has changed in the bucket, and write and delete what is due.
@@ -205,14 +213,14 @@ class Announcer:
 
     async def _say_once(self, route: Route) -> None:
         """Have the route say what this node's class looks like: the last node to start is taken for the newest."""
-        if route.type not in self._said:
-            await self._put(route.type, _encode(route))
-            self._said.add(route.type)
-            log.warning(
-                "%s has other fields here than where its route was written; that is fine if one of them is newer and "
-                "its new fields have defaults",
-                route.type,
-            )
+        if route.type in self._said or not await self._put(route.type, _encode(route)):
+            return
+        self._said.add(route.type)
+        log.warning(
+            "%s has other fields here than where its route was written, or its stream was made anew; other fields are "
+            "fine if one of the two is newer and its new fields have defaults",
+            route.type,
+        )
 
     async def _delete_lacking(self, lacking: Sequence[Route]) -> None:
         now = self._clock()
@@ -227,13 +235,16 @@ class Announcer:
                 )
                 await self._put(route.type, b"")
 
-    async def _put(self, type_name: str, value: bytes) -> None:
+    async def _put(self, type_name: str, value: bytes) -> bool:
+        """Write an entry; return whether nobody else was faster."""
         try:
             await self._bucket.write(token(type_name), value, self._board.revision(type_name))
         except JetStreamRefusedError as error:
             if error.code != ApiError.WRONG_LAST_SEQUENCE:
                 raise
-            self._nudge.set()  # somebody else was faster: look again
+            self._nudge.set()  # look again
+            return False
+        return True
 
     async def _read(self) -> None:
         """Read what was written since the last time; a bucket that is gone, or is a new one, is read anew."""

@@ -385,7 +385,6 @@ async def _tended(first: Node, second: Node) -> bool:
     ("changes", "words"),
     [
         ({"partition_by": "owner"}, "partition_by 'owner' here and 'account' on its route"),
-        ({"partitions": 16}, "partitions 16 here and 8 on its route"),
         ({"kind": "event", "service": ""}, "is an event and already a command of the service 'billing'"),
     ],
 )
