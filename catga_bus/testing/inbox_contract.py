@@ -239,6 +239,21 @@ class InboxContract:
         with pytest.raises(FencedError):
             await mark(inbox, "m-2", fence=Fence(3, 199))
 
+    async def test_what_comes_with_a_duplicate_raises_the_fence(self, inbox: Inbox) -> None:
+        await mark(inbox, "m-1")
+        results = await asyncio.gather(mark(inbox, "m-1", result=OTHER), mark(inbox, "m-2", fence=Fence(3, 200)))
+        assert list(results) == [DONE, DONE]
+        with pytest.raises(FencedError):
+            await mark(inbox, "m-3", fence=Fence(3, 199))
+
+    async def test_the_fence_is_the_stores_and_not_the_nodes(self, inbox: Inbox, open_inbox: Open) -> None:
+        other = await open_inbox("first")
+        await mark(inbox, "m-1", fence=Fence(3, 100))
+        await mark(other, "m-2", fence=Fence(3, 200))
+        with pytest.raises(FencedError):
+            await mark(inbox, "m-3", fence=Fence(3, 100))
+        assert await inbox.find(SERVICE, "m-2") == DONE
+
     async def test_a_rollback_does_not_raise_the_fence(self, inbox: Inbox) -> None:
         unit = inbox.unit(SERVICE, "m-1", Fence(3, 200))
         await pay(unit, "m-1")
@@ -420,6 +435,17 @@ class InboxContract:
         assert await asyncio.gather(*units) == [DONE] * 300
         again = await open_inbox("kept")
         assert len(await again.find_many(SERVICE, [f"m-{number}" for number in range(300)])) == 300
+
+    async def test_what_waits_for_a_transaction_is_committed_before_the_close(
+        self, inbox: Inbox, open_inbox: Open
+    ) -> None:
+        await pay(inbox.unit(SERVICE, "m-1", FENCE), "m-1")
+        units = [asyncio.ensure_future(mark(inbox, f"n-{number}")) for number in range(3)]
+        await asyncio.sleep(0)
+        await inbox.close()
+        assert await asyncio.gather(*units) == [DONE] * 3
+        again = await open_inbox("first")
+        assert len(await again.find_many(SERVICE, ["m-1", "n-0", "n-1", "n-2"])) == 3
 
     async def test_what_has_not_finished_is_rolled_back_by_the_close(self, inbox: Inbox, open_inbox: Open) -> None:
         first, second = inbox.unit(SERVICE, "m-1", FENCE), inbox.unit(SERVICE, "m-2", FENCE)

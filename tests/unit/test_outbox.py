@@ -292,6 +292,24 @@ async def test_a_partition_that_is_fenced_while_it_catches_up_is_dropped(
     assert streams.stored == ids(range(MAX_BATCH))
 
 
+async def test_what_is_committed_while_the_store_is_read_is_not_forgotten(
+    inbox: FlakyInbox, streams: Streams, make_relay: Callable[[], Relay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = make_relay()
+    real, late = inbox.unsent, iter((True,))
+
+    async def unsent(service: str, fence: Fence, limit: int) -> list[Outbound]:
+        page = await real(service, fence, limit)
+        if next(late, False):
+            relay.send(FENCE, await commit(inbox, message(0)))
+        return page
+
+    monkeypatch.setattr(inbox, "unsent", unsent)
+    relay.take_over(FENCE)
+    await eventually(lambda: streams.stored == ["m.0"])
+    await eventually(lambda: not relay.behind)
+
+
 async def test_closed_it_leaves_the_rest_in_the_store(
     inbox: FlakyInbox, streams: Streams, make_relay: Callable[[], Relay]
 ) -> None:
