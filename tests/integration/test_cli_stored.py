@@ -317,15 +317,15 @@ async def test_what_waits_for_a_service_that_is_down_is_seen(server: NatsServer,
         pass
     await shell("enqueue", "Debit", '{"account": "a-1"}', code=None)
     rows = (await shell("partitions", "--json"))["partitions"]
-    assert {row["owner"] for row in rows} == {None}
+    assert len(rows) == 2 * P
+    assert {row["owner_status"] for row in rows} == {None}
+    assert all(row["troubles"] for row in rows)
 
 
 # -- doctor ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("sync", "grade"), [('sync_interval: "2m"', "one copy"), ("sync_interval: always", "fsynced")]
-)
+@pytest.mark.parametrize(("sync", "grade"), [('sync_interval: "2m"', "one copy"), ("sync_interval: always", "fsynced")])
 async def test_doctor_names_the_durability_grade(
     start_server: Callable[..., NatsServer],
     shell: Shell,

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from catga_bus.codec import Gate, GateError
+from catga_bus.durability import work_queue
 from catga_bus.durability.dead_letters import DeadLetters
 from catga_bus.durability.letters import MAX_ERROR, DeadLetter, Reason, decode_letter, encode_letter, shorten
 from catga_bus.durability.retrying import CannotRetryError, drop_many, queued_of, retry_many, retry_one
@@ -230,6 +231,31 @@ async def test_newest_first_is_the_reverse_whatever_was_dropped(letters: DeadLet
     assert [one.number async for one in letters.newest_first()] == (await numbers(letters))[::-1]
 
 
+async def test_reading_ends_with_the_number_that_is_given(letters: DeadLetters) -> None:
+    for number in range(1, 6):
+        await letters.bury(letter(number))
+    for number in (2, 3, 4):
+        await letters.remove(number)
+    assert [one.number async for one in letters.oldest_first(through=3)] == [1]
+
+
+async def test_a_gap_of_dropped_letters_is_jumped_over(jetstream: ModelJetStream, letters: DeadLetters) -> None:
+    for number in range(1, 4_001):
+        await letters.bury(letter(number))
+    for number in range(2, 4_000):
+        await letters.remove(number)
+    before = jetstream.calls["next_message"]
+    assert [one.number async for one in letters.newest_first()] == [4_000, 1]
+    assert jetstream.calls["next_message"] - before < 40
+
+
+async def test_a_letter_on_the_subject_of_another_message_is_not_taken_for_it(
+    jetstream: ModelJetStream, letters: DeadLetters
+) -> None:
+    await jetstream.publish(NAMES.dead_letter("shop", "m1", "x"), encode_letter(letter(2)))
+    assert await letters.of("m1") == []
+
+
 async def test_reading_ends_while_letters_are_buried(letters: DeadLetters) -> None:
     await letters.bury(letter(1))
     await letters.bury(letter(2))
@@ -382,6 +408,24 @@ async def test_letters_of_one_key_are_retried_in_their_order(
         ids = [frame.id for _, frame in frames(jetstream) if frame.key == key]
         assert ids == [f"m{number}" for number, its in enumerate(keys, start=1) if its == key]
     assert await numbers(letters) == [number for number, key in enumerate(keys, start=1) if key == "k0"]
+
+
+async def test_a_few_letters_at_a_time_are_in_memory(
+    letters: DeadLetters, queue: WorkQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 201):
+        await letters.bury(letter(number, body=msgspec.msgpack.encode(b"x" * (100 if number < 150 else 900_000))))
+    sizes: list[tuple[int, int]] = []
+    put_all = queue.put_all
+
+    async def put(records: Any) -> None:
+        sizes.append((len(records), sum(len(one.payload) for one in records)))
+        await put_all(records)
+
+    monkeypatch.setattr(queue, "put_all", put)
+    assert (await retry_many(letters, queue, lambda _: True)).done == 200
+    assert max(count for count, _ in sizes) == work_queue.BATCH_RECORDS
+    assert max(size for _, size in sizes) < work_queue.BATCH_BYTES + 1_000_000
 
 
 async def test_those_that_fail_again_meanwhile_are_not_retried_for_ever(

@@ -127,6 +127,17 @@ async def test_only_the_types_that_are_asked_for_are_replayed(jetstream: ModelJe
     assert sorted(ids(jetstream)) == ["e1", "e2", "e4", "e5"]
 
 
+async def test_a_frame_of_another_type_than_its_subject_says_is_left_out(
+    jetstream: ModelJetStream, queue: WorkQueue
+) -> None:
+    frames = [
+        msgspec.msgpack.encode((one, name, "a", None, 1, None, 0)) for one, name in (("x", "Other"), ("y", "Debited"))
+    ]
+    await jetstream.publish(NAMES.event("Debited", 0), join_batch(Kind.MESSAGES, ("s", None, 0), frames))
+    progress = await replay(jetstream, NAMES, queue, plan())
+    assert (progress.events, ids(jetstream)) == (1, ["y"])
+
+
 async def test_what_cannot_be_replayed_is_counted(jetstream: ModelJetStream, queue: WorkQueue) -> None:
     subject = NAMES.event("Debited", 0)
     await jetstream.publish(subject, b"rubbish")
@@ -262,7 +273,10 @@ async def test_a_lost_delivery_is_read_after_all(filled: ModelJetStream, monkeyp
     assert filled.calls["create_consumer"] >= 4
 
 
-async def test_a_consumer_that_was_deleted_is_replaced(filled: ModelJetStream) -> None:
+async def test_a_consumer_that_was_deleted_is_replaced_at_once(
+    filled: ModelJetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_reader, "_SILENCE", 60.0)
     seen: list[int] = []
     async for message in Range(filled, LOG, (NAMES.events(),), through=200).read():
         seen.append(message.sequence)
