@@ -251,7 +251,8 @@ class Bus(Router):
         """Whether a node serves all the same if it may not use a subject: it only knows less of the others.
 
         These are the discovery of services, what tells of other nodes and of changed routes, and the questions to the
-        other nodes, the first of which goes to the node's own id. Which nodes are asked before this is looked at is chance.
+        other nodes, the first of which goes to the node's own id. Which nodes are asked before this is looked at is
+        chance.
         """
         names = Names(self.config.namespace)
         others = (names.heartbeats(), self.config.disconnect_events, names.route_changes())

@@ -32,7 +32,7 @@ class Stuck(Request[None]):
     """Never end, in a thread."""
 
 
-class Flush(Event):
+class Flush(Event, durable=False):
     number: int
 
 

@@ -243,13 +243,6 @@ async def test_a_tick_reaches_one_node_and_a_broadcast_reaches_all(shop: Path, u
         assert sorted(line.split()[-1] for line in seen(shop)) == ["1", "1", "2", "2", "3", "4"]
 
 
-async def test_an_event_that_would_be_stored_is_refused_clearly(shop: Path, url: str) -> None:
-    code, _, err = catga(shop, "publish", "Stored", '{"n": 1}', "-m", "shop", "--url", url, *NAMESPACE)
-    assert code == 2
-    assert "Stored" in err
-    assert "durable" in err
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_a_node_finish_what_runs(shop: Path, url: str, number: signal.Signals) -> None:
     with serving(shop, url) as node:

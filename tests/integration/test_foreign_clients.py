@@ -23,7 +23,7 @@ class Note(Event, durable=False):
     text: str
 
 
-class Shout(Event):
+class Shout(Event, durable=False):
     text: str
 
 
