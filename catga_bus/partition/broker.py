@@ -21,7 +21,7 @@ from catga_bus.partition.protocol import (
     Unknown,
     Write,
 )
-from catga_bus.partition.records import Domain, Held, Mark, read_record, write_record
+from catga_bus.partition.records import Domain, Held, Mark, StaleError, read_record, write_record
 from catga_bus.transport.jetstream import (
     ConsumerConfig,
     JetStream,
@@ -61,6 +61,7 @@ class Broker:
         domain: Of the partition.
         partition: Which.
         pull: Has a consumer's records delivered, given the frame that is known to kill.
+        is_over: Whether nobody wants to know any more: then what is of unknown outcome stays so.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Broker:
         domain: Domain,
         partition: int,
         pull: Callable[[str, Mark | None], Awaitable[None]],
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._jetstream = jetstream
         self._owners = owners
@@ -77,9 +79,14 @@ class Broker:
         self._filters = domain.filters(partition)
         self._key = domain.key(partition)
         self._pull = pull
+        self._is_over = is_over
 
     async def drive(self, steps: Steps[T]) -> T:
-        """Carry a conversation through to its end; it goes on for as long as outcomes are unknown."""
+        """Carry a conversation through to its end; it goes on for as long as outcomes are unknown.
+
+        Raises:
+            StaleError: It is over.
+        """
         outcome: Outcome | None = None
         pause = FIRST_PAUSE
         while True:
@@ -91,6 +98,9 @@ class Broker:
             outcome = await self.perform(operation)
             if isinstance(outcome, Unknown):
                 await asyncio.sleep(pause)
+                if self._is_over():
+                    steps.close()
+                    raise StaleError(f"the partition of {self._key} was let go")
                 pause = min(pause * 1.5, LAST_PAUSE)
             else:
                 pause = FIRST_PAUSE

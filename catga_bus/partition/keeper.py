@@ -23,13 +23,12 @@ from catga_bus.transport.jetstream import (
     DeliveredMessage,
     JetStream,
     JetStreamError,
-    JetStreamRefusedError,
     JetStreamUnknownError,
 )
 
 log = logging.getLogger("catga_bus.partition")
 
-IDLE: Final = 5.0
+IDLE: Final = 2.0
 """Seconds between two words of a server that has nothing to deliver."""
 
 SILENCE: Final = 2.5 * IDLE
@@ -41,6 +40,8 @@ LAST_PAUSE: Final = 2.0
 """A partition that is in doubt again within `CALM` of its claim waits before the next, twice as long each time."""
 
 CONFIRM_PAUSE: Final = 0.05
+MAX_SILENCES: Final = 3
+"""How often a server that answers questions may leave an acknowledgement without its confirmation."""
 
 
 class KeeperStatistics(msgspec.Struct):
@@ -114,14 +115,14 @@ class Keeper:
         self._domain = domain
         self._party = party
         self._ownership = Ownership(party, domain, partition)
-        self._broker = Broker(jetstream, owners, domain, partition, self._pull)
+        self._gone = asyncio.Event()
+        self._broker = Broker(jetstream, owners, domain, partition, self._pull, self._gone.is_set)
         self._clock = clock
         self._may_claim = may_claim
         self._on_change = on_change
         self._look = look
         self._log = RareLog(log, clock)
         self._turn = asyncio.Lock()  # one conversation with the broker at a time
-        self._gone = asyncio.Event()
         self._consumption: Consumption | None = None
         self._number = 0  # of the consumption: what an old one delivers is not looked at
         self._granted_at = self._made_at = 0.0
@@ -260,7 +261,7 @@ class Keeper:
         async with self._turn:
             try:
                 found = await self._broker.drive(self._ownership.read(self.epoch))
-            except JetStreamRefusedError as error:
+            except (StaleError, JetStreamError) as error:
                 self._drop(f"the record cannot be read: {error}")
             else:
                 self._do(self.tenure.reread(found))
@@ -354,9 +355,10 @@ class Keeper:
             self._take(record)
         elif action is Do.KEEP:
             self.statistics.repeated += 1
-            if not self.work.holds(record.sequence):
-                self._take(record)
-            self._refill()
+            if self.work.holds(record.sequence):
+                self._refill()
+            else:  # to take it now would put it behind its successors
+                self._drop("the work has lost a record")
         elif action is Do.ACKNOWLEDGE:
             self.statistics.repeated += 1
             self._jetstream.acknowledge(record.reply)
@@ -443,18 +445,33 @@ class Keeper:
             self._on_change()
 
     async def _confirm(self) -> None:
-        """Make sure that the server has all acknowledgements."""
-        while replies := self.tenure.unconfirmed():
+        """Make sure that the server has all acknowledgements.
+
+        That the consumer is gone changes nothing: either a successor has made its own, and the release finds out; or
+        somebody has deleted it, and what was acknowledged meanwhile runs again. A server that has lost its last writes
+        may know the consumer and not what it delivered: it never answers, and is not waited for.
+        """
+        silences = 0
+        while silences < MAX_SILENCES and not self._gone.is_set() and (replies := self.tenure.unconfirmed()):
             for reply in replies[:-1]:
                 self._jetstream.acknowledge(reply)
             try:
-                # That the consumer is gone changes nothing: either a successor has made its own, and the release finds
-                # out; or somebody has deleted it, and what was acknowledged meanwhile runs again.
                 await self._jetstream.acknowledge_confirmed(replies[-1])
             except JetStreamUnknownError:
-                await asyncio.sleep(CONFIRM_PAUSE)
+                silences += await self._is_answering()
             else:
                 return
+
+    async def _is_answering(self) -> bool:
+        """Whether the server answers questions about the consumer."""
+        claimed = self.tenure.claimed
+        assert claimed is not None, "a partition that is given away was claimed"
+        try:
+            await self._jetstream.consumer(self._domain.stream, claimed.consumer)
+        except JetStreamUnknownError:
+            await asyncio.sleep(CONFIRM_PAUSE)
+            return False
+        return True
 
     def _drop(self, reason: str) -> None:
         """It is another's: stop, without a word to the server."""

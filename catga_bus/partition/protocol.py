@@ -349,15 +349,19 @@ class Ownership:
     def _position(self, seen: Held, older: Mapping[str, int], floor: int) -> Steps[int]:
         """Return where to go on in the log.
 
-        What the record says is older than what the consumers say, and lasts longer. Only where nothing says anything
-        the service begins.
+        Consumers know best: a server that lost its last writes has lost the same in the stream. If somebody has deleted
+        them, what is known here and what the record says is older and lasts longer. Where nothing says anything the
+        service begins.
         """
-        starts = [floor + 1] if floor else []
-        if seen.record is not None:
-            starts.append(seen.record.floor + 1)
+        starts: list[int] = []
         for name in older:
             start: int = yield from done(ReadPosition(name))
-            starts.append(start)
+            if start:  # it was not deleted meanwhile
+                starts.append(start)
+        if not starts and seen.record is not None:
+            starts.append(max(seen.record.floor, floor) + 1)
+        if not starts and floor:
+            starts.append(floor + 1)
         return max(starts, default=self.domain.start)
 
     def _confirm(self, held: Held, mine: str) -> Steps[None]:

@@ -6,6 +6,7 @@ once. What one node tells another is only a hint: the compare-and-set of the cla
 """
 
 import asyncio
+import functools
 import logging
 import math
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -30,6 +31,10 @@ ASK_AGAIN = 0.25
 
 TRY_AGAIN = 0.25
 """Seconds until a partition is claimed again when the claim failed."""
+
+READ_AGAIN = 1.0
+"""Seconds after which a record is read again that names a living owner who does not say so: it may have released the
+partition, and the notice was lost."""
 
 
 class Kept(Protocol):
@@ -133,6 +138,8 @@ class Table:
         self._busy: set[int] = set()  # partitions with a claim, a question to the bucket or a hand-over under way
         self._later: dict[int, float] = {}  # when a claim that failed may be tried again
         self._asked: dict[int, float] = {}
+        self._disowned: dict[int, str] = {}  # who has said of a partition that it does not work on it
+        self._doubted: dict[int, float] = {}  # when a record is read again that nobody confirms
         self._plan: Plan | None = None
         self._is_leaving = self._is_suspended = False
         self._is_connected = True
@@ -273,6 +280,7 @@ class Table:
             self._spawn(self._claim(partition))
         for owner, partitions in steps.ask.items():
             due = min(due, self._ask(now, owner, partitions))
+        self._doubt_records(now)
         for partition in steps.doubt:
             self._kept[partition].doubt("a higher epoch was heard")
         if not steps.claim and not self._busy:
@@ -293,13 +301,29 @@ class Table:
             self._tell(owner, Notice(self.domain, NoticeVerb.ASK, fresh))
         return min(self._asked[partition] for partition in partitions)
 
+    def _doubt_records(self, now: float) -> None:
+        """Read again what names a living owner who does not say so."""
+        announced = {peer.id: peer.epochs for peer in self._peers() if peer.is_live and peer.id != self._me}
+        doubted = {
+            partition
+            for partition, holding in self._held.items()
+            if holding.node in announced and partition not in announced[holding.node]
+        }
+        self._doubted = {partition: self._doubted.get(partition, now + READ_AGAIN) for partition in doubted}
+        for partition in [partition for partition, due in self._doubted.items() if now >= due]:
+            del self._doubted[partition]
+            self._look_again(partition)
+
     async def _claim(self, partition: int) -> None:
         try:
             if not await self._is_free(partition):
                 return
-            kept = self._kept[partition] = self._keep(partition, self._may_claim, self._on_change)
+            kept = self._kept[partition] = self._keep(
+                partition, functools.partial(self._may_claim, partition), self._on_change
+            )
             await kept.take()
             self._claims += 1
+            self._disowned.pop(partition, None)
             self._held[partition] = Holding(self._me, kept.epoch, self._incarnation())
         except StaleError:
             self._stale += 1
@@ -319,13 +343,29 @@ class Table:
         if holding is None:
             self._held.pop(partition, None)
             return True
+        if self._is_disowned(partition, holding):
+            holding = Holding(None, holding.epoch)
         self._held[partition] = holding
         return self._planner.may_be_claimed(self._clock(), holding, self._peers())
 
-    def _may_claim(self, record: OwnerRecord) -> bool:
+    def _may_claim(self, partition: int, record: OwnerRecord) -> bool:
         """Whether a record that a claim has just read leaves the partition to this node."""
         holding = Holding(record.node if record.state == "owned" else None, record.epoch, record.incarnation)
+        if self._is_disowned(partition, holding):
+            return True
         return self._planner.may_be_claimed(self._clock(), holding, self._peers())
+
+    def _is_disowned(self, partition: int, holding: Holding) -> bool:
+        """Whether the owner that a record names has said that it does not own it, and nothing else since.
+
+        It knows nothing of a claim whose answer it never got, and of a release that the server has lost.
+        """
+        node = self._disowned.get(partition)
+        return (
+            node is not None
+            and node == holding.node
+            and not any(peer.id == node and partition in peer.epochs for peer in self._peers())
+        )
 
     def _look_again(self, partition: int) -> None:
         if partition not in self._busy and partition not in self._kept:
@@ -363,6 +403,9 @@ class Table:
         elif notice.verb in (NoticeVerb.GIVEN, NoticeVerb.NOT_MINE):
             for partition in partitions:
                 self._asked.pop(partition, None)
+                self._disowned.pop(partition, None)
+                if notice.verb == NoticeVerb.NOT_MINE:
+                    self._disowned[partition] = sender
                 self._look_again(partition)
 
     def _asked_by(self, sender: str, partitions: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ class Do(Enum):
     """Give the record to the work."""
 
     KEEP = auto()
-    """The record was delivered again; the work has it, unless it has lost it: then as `TAKE`."""
+    """The record was delivered again; the work has it."""
 
     ACKNOWLEDGE = auto()
     """The record was done before: acknowledge it again."""
@@ -253,6 +253,8 @@ class Tenure:
         """The store has refused an effect because it has seen a higher epoch: this one, or 0 if it does not say."""
         self.above = max(self.above, min(epoch, MAX_EPOCH))
         self._is_fenced = True
+        if self.standing is Standing.DRAINING:  # what has begun will never be done here
+            return self.ended("the store refused an effect")
         return self.doubt("the store refused an effect")
 
     def reconnected(self) -> Do:
