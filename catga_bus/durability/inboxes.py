@@ -86,12 +86,14 @@ def check_retention(inbox: Inbox, stream: str, max_age: float) -> None:
 def is_too_old(inbox: Inbox, stored_utc: float, now_utc: float) -> bool:
     """Whether a message may have been done and forgotten since it was stored, so that it must not run.
 
+    A little sooner than the retention ends: the clock that stored it may differ from the one that swept.
+
     Args:
         inbox: The inbox.
         stored_utc: When the stream stored it: seconds since 1970.
         now_utc: Now, by the clock of this machine.
     """
-    return now_utc - stored_utc > inbox.retention - CLOCK_MARGIN
+    return now_utc - stored_utc > inbox.retention - min(CLOCK_MARGIN, inbox.retention / 8)
 
 
 def _days(seconds: float) -> str:

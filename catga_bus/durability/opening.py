@@ -3,6 +3,7 @@
 import msgspec
 
 from catga_bus.codec import GateError
+from catga_bus.durability.inboxes import is_too_old
 from catga_bus.durability.jobs import Doom, Hands, Job
 from catga_bus.durability.letters import Reason
 from catga_bus.durability.shop import Shop
@@ -46,9 +47,10 @@ def open_record(shop: Shop, hands: Hands, message: DeliveredMessage, *, stream: 
     ]
     if by_type:
         _check_types(record)
-    if shop.inbox is not None and shop.utc() - message.time > shop.inbox.retention:
+    if shop.inbox is not None and is_too_old(shop.inbox, message.time, shop.utc()):
         for job in record.frames:
-            job.doom = Doom(Reason.EXPIRED, f"it is older than the {shop.inbox.retention:,.0f} s of the inbox")
+            text = f"it may have been done and forgotten: the inbox remembers for {shop.inbox.retention:,.0f} s"
+            job.doom = Doom(Reason.EXPIRED, text)
     return record
 
 

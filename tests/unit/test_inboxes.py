@@ -91,3 +91,6 @@ def test_a_stream_that_keeps_for_ever_is_the_workers_business() -> None:
     assert not is_too_old(inbox, now, now)
     assert not is_too_old(inbox, now - 7.9 * DAY, now)
     assert is_too_old(inbox, now - 8 * DAY, now)
+    brief = MemoryInbox(retention=80.0)
+    assert not is_too_old(brief, now - 69.0, now)
+    assert is_too_old(brief, now - 71.0, now)
