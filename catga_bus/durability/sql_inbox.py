@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from catga_bus.clock import Clock, monotonic, utc_now
 from catga_bus.durability.inbox import InboxError, Outbound, Recorded, SlowTransactionError
+from catga_bus.durability.sqlite_jobs import Kind, Turn
 from catga_bus.durability.sqlite_store import SWEPT_AT_ONCE, Finished, SqliteStore
-from catga_bus.durability.sqlite_writer import MAX_UNITS, Door, Kind, Turn, Writer
+from catga_bus.durability.sqlite_writer import MAX_UNITS, Door, Writer
 from catga_bus.errors import ConfigurationError
 from catga_bus.partition.work import Fence
 

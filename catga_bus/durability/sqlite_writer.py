@@ -9,15 +9,13 @@ committed at once, and under load one commit serves many.
 import asyncio
 import sqlite3
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from enum import Enum
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from catga_bus.clock import Clock
 from catga_bus.durability.inbox import InboxError, SlowTransactionError
-from catga_bus.durability.sqlite_store import Finished, SqliteStore
+from catga_bus.durability.sqlite_jobs import Answer, Job, Kind, Turn, new_answer, tell
+from catga_bus.durability.sqlite_store import SqliteStore
 
 MAX_UNITS = 256
 """Units of one transaction: at 256 a commit costs 0.1 microseconds for each (measured, `synchronous=NORMAL`)."""
@@ -28,57 +26,6 @@ MAX_SECONDS = 0.01
 _TAKEN_AT_ONCE = 256
 _STEPS_BETWEEN_LOOKS = 20_000
 # Steps of SQLite's machine between two looks at the clock, a millisecond or less: what a look costs is not seen.
-
-
-class Turn:
-    """One unit. The thread's, but for `is_ended`: that is the event loop's, which hands nothing more in then."""
-
-    __slots__ = ("error", "is_ended", "jobs", "message_id")
-
-    def __init__(self, message_id: str) -> None:
-        self.message_id = message_id
-        self.is_ended = False
-        self.error: InboxError | None = None
-        self.jobs: deque[Job] = deque()
-
-
-class Kind(Enum):
-    """What is to be done."""
-
-    STATEMENT = 0
-    """In the unit's turn: something that the user wrote."""
-
-    FINISH = 1
-    """In the unit's turn, or at any time if it never had one: commit it."""
-
-    FORGET = 2
-    """Undo the unit."""
-
-    CALL = 3
-    """A turn of its own: work on the store that belongs to no execution."""
-
-    LOOK = 4
-    """At any time: read what is committed. Only where transactions are of one unit each, see `max_units`."""
-
-    END = 5
-    """Commit what there is and stop."""
-
-
-class Answer(NamedTuple):
-    """Where a job's result goes."""
-
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[Any]"
-
-
-class Job(NamedTuple):
-    """Something for the thread to do."""
-
-    kind: Kind
-    turn: Turn
-    answer: Answer
-    call: Callable[[SqliteStore], Any] | None = None
-    unit: Finished | None = None
 
 
 class Door(Protocol):
@@ -149,7 +96,7 @@ class Writer:
 
     async def start(self) -> None:
         """Start the thread and open the store; raises what opening raises."""
-        answer = _answer()
+        answer = new_answer()
         self._opened = answer
         self._thread.start()
         try:
@@ -167,7 +114,7 @@ class Writer:
         """
         if self._is_shut:
             raise InboxError("the inbox is closed")
-        answer = _answer()
+        answer = new_answer()
         self._queue.put(Job(kind, turn, answer, **rest))
         return answer.future
 
@@ -182,10 +129,10 @@ class Writer:
         try:
             self._store = self._door.open()
         except BaseException as error:
-            _tell([(self._opened, error)])
+            tell([(self._opened, error)])
             return
         self._store.watch(self._is_late, _STEPS_BETWEEN_LOOKS)
-        _tell([(self._opened, None)])
+        tell([(self._opened, None)])
         while not self._is_ending:
             self._take()
             self._advance()
@@ -223,7 +170,7 @@ class Writer:
         elif job.kind is Kind.FORGET:
             self._forget_waiting(job)
         elif turn.error is not None:
-            _tell([(job.answer, turn.error)])
+            tell([(job.answer, turn.error)])
         elif job.kind is Kind.FINISH and turn not in self._waiting:
             self._marks.append(job)
         else:
@@ -236,13 +183,13 @@ class Writer:
             value = job.call(self._store)
         except Exception as error:
             value = self._explained(error) or error
-        _tell([(job.answer, value)])
+        tell([(job.answer, value)])
 
     def _forget_waiting(self, job: Job) -> None:
         self._waiting.pop(job.turn, None)
-        _tell([(waiting.answer, InboxError("the unit was rolled back")) for waiting in job.turn.jobs])
+        tell([(waiting.answer, InboxError("the unit was rolled back")) for waiting in job.turn.jobs])
         job.turn.jobs.clear()
-        _tell([(job.answer, None)])
+        tell([(job.answer, None)])
 
     def _advance(self) -> None:
         """Run what can be run now, and commit when it is time."""
@@ -291,7 +238,7 @@ class Writer:
             elif job.kind is Kind.FORGET:
                 self._store.undo()
                 self._current = None
-                _tell([(job.answer, None)])
+                tell([(job.answer, None)])
             elif job.kind is Kind.CALL:
                 self._call(job)
             else:
@@ -308,12 +255,12 @@ class Writer:
         except Exception as error:
             self._refuse(job, error)
         else:
-            _tell([(job.answer, value)])
+            tell([(job.answer, value)])
 
     def _refuse(self, job: Job, error: Exception) -> None:
         """A statement failed: tell the handler; if the store is at fault, or the transaction is gone, all of it."""
         explained = self._late(job.turn) if self._is_late() else self._explained(error)
-        _tell([(job.answer, explained or error)])
+        tell([(job.answer, explained or error)])
         is_lost = not self._store.in_transaction
         if explained is not None or is_lost:
             if not is_lost:
@@ -331,7 +278,7 @@ class Writer:
             if not self._store.in_transaction:
                 raise
             self._store.undo()
-            _tell([(job.answer, self._explained(error) or error)])
+            tell([(job.answer, self._explained(error) or error)])
         else:
             self._store.leave()
             self._done.append((job.answer, value))
@@ -356,7 +303,7 @@ class Writer:
     def _end_turn(self, turn: Turn, error: InboxError) -> None:
         """Remember why a unit has ended, and say so to whatever of it waits; forgetting it is what it wants anyway."""
         turn.error = error
-        _tell([(job.answer, None if job.kind is Kind.FORGET else error) for job in turn.jobs])
+        tell([(job.answer, None if job.kind is Kind.FORGET else error) for job in turn.jobs])
         turn.jobs.clear()
 
     def _begin(self) -> None:
@@ -375,7 +322,7 @@ class Writer:
             return
         self._store.commit()
         done, self._done = self._done, []
-        _tell(done)
+        tell(done)
         self._close_transaction()
 
     def _close_transaction(self) -> None:
@@ -401,7 +348,7 @@ class Writer:
             self._waiting.clear()
         if self._is_open:
             self._close_transaction()
-        _tell(lost)
+        tell(lost)
 
     def _stop(self) -> None:
         closed = InboxError("the inbox is closed")
@@ -416,33 +363,6 @@ class Writer:
         try:
             self._door.close(self._store)
         except sqlite3.Error as error:
-            _tell([(self._ended, self._door.explained(error) or error)])
+            tell([(self._ended, self._door.explained(error) or error)])
         else:
-            _tell([(self._ended, None)])
-
-
-def _answer() -> Answer:
-    loop = asyncio.get_running_loop()
-    return Answer(loop, loop.create_future())
-
-
-def _tell(answers: Sequence[tuple[Answer, Any]]) -> None:
-    """Hand results to the loops that wait for them, those of one loop in one call; what is an exception is raised."""
-    of_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-    for answer, value in answers:
-        of_loop.setdefault(answer.loop, []).append((answer.future, value))
-    for loop, results in of_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, results)
-        except RuntimeError:
-            continue  # the loop is closed: nobody waits any more
-
-
-def _resolve(results: list[tuple["asyncio.Future[Any]", Any]]) -> None:
-    for future, value in results:
-        if future.done():
-            continue  # cancelled
-        if isinstance(value, BaseException):
-            future.set_exception(value)
-        else:
-            future.set_result(value)
+            tell([(self._ended, None)])

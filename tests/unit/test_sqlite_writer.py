@@ -12,7 +12,7 @@ from catga_bus.clock import monotonic
 from catga_bus.durability import sqlite_writer
 from catga_bus.durability.inbox import InboxError, Recorded, SlowTransactionError, Unit
 from catga_bus.durability.sqlite_inbox import SqliteInbox
-from catga_bus.durability.sqlite_store import SqliteStore
+from catga_bus.durability.sqlite_store import Finished, SqliteStore
 from catga_bus.effects import Fence
 
 FENCE = Fence(3, 100)
@@ -171,7 +171,7 @@ async def test_a_mistake_of_the_store_itself_leaves_the_thread_alive(
 ) -> None:
     real, failures = SqliteStore.finish, iter((True,))
 
-    def finish(self: SqliteStore, unit: sqlite_writer.Finished) -> object:
+    def finish(self: SqliteStore, unit: Finished) -> object:
         if next(failures, False):
             raise KeyError("oops")
         return real(self, unit)
