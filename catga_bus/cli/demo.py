@@ -8,8 +8,8 @@ from catga_bus.cli.options import debug_option, json_option
 
 _DEMO_EXAMPLES = """\b
 Examples:
-  catga demo                     2,000 requests a second, with a live display
-  catga demo --no-faults         the same, and nobody is killed or frozen
+  catga demo                     2,000 flights a second, with a live display
+  catga demo --no-faults         the same, and nobody is killed, frozen or rolled
   catga demo --rate 0            as fast as this machine goes, without faults
   catga demo --nodes 5 --json    for machines
   catga demo --data day.csv.gz   any file of that shape
@@ -28,7 +28,7 @@ Examples:
     type=float,
     default=2_000.0,
     show_default=True,
-    help="Requests per second; 0 sends as fast as answers come.",
+    help="Flights per second; 0 hands them in as fast as they are stored.",
 )
 @click.option("--nodes", type=int, default=3, show_default=True, help="How many node processes.")
 @click.option("--url", metavar="URL", help="A running server. [default: a private one]")
@@ -37,18 +37,18 @@ Examples:
     type=int,
     default=256,
     show_default=True,
-    help="Most requests that wait for an answer.",
+    help="Most flights handed in and not known to be stored.",
 )
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep the execution log and the output of the nodes in this directory.",
+    help="Keep the logs of effects and executions and the output of the nodes in this directory.",
 )
 @click.option(
     "--faults/--no-faults",
     default=None,
-    help="Kill and replace one node, and freeze another for 3 seconds, while the replay runs. "
+    help="Kill and replace one node, freeze another for 3 seconds, and roll one, while the replay runs. "
     "[default: --faults, unless flat out or with one node]",
 )
 @json_option
@@ -66,9 +66,11 @@ def demo(
 ) -> int:
     """Replay the 27,004 flights that left New York in January 2013 through a service of three nodes.
 
-    Meanwhile one node is killed and replaced and another one frozen for three seconds, unless --no-faults
-    is given. Every execution is logged, and the totals of that log are compared with those of the file:
-    exit code 0 only if they are equal, every request was answered, and every fault was real and noticed.
+    Each flight is a command, and those of one aircraft are handled in the order of the schedule. Meanwhile one
+    node is killed and replaced, another one frozen for three seconds and one rolled, as a deployment does, unless
+    --no-faults is given. Every effect is a row in a database, written in the transaction of its command, and the
+    verdict is computed from these rows: exit code 0 only if none is lost, doubled or out of order, every late
+    flight is on the departures board, and every fault was real and noticed.
     """
     from catga_bus.demo.app import run_demo  # here: what the demo needs would slow every command
 

@@ -37,7 +37,7 @@ from catga_bus.demo.progress import ReplayResult
 from catga_bus.demo.report import make_report
 from catga_bus.demo.report_text import json_of, text_of
 from catga_bus.embedded import EmbeddedServer
-from catga_bus.errors import CallError, CatgaError
+from catga_bus.errors import CallError, CatgaError, DisconnectedError
 
 MAX_RATE = 1_000_000
 MAX_NODES = 64
@@ -251,7 +251,7 @@ async def _replayed(
             url = (await stack.enter_async_context(EmbeddedServer())).url
             display.say(f"a private nats-server listens at {url}")
         else:
-            stack.push_async_callback(remove_streams, url, namespace)
+            await stack.enter_async_context(_Cleaner(url, namespace))
         create_effect_log(workplace.effect_log)
         processes = _handles(workplace, settings.nodes + 2 * settings.has_faults, url, namespace)
         nodes = list(processes)[: settings.nodes]
@@ -269,6 +269,20 @@ async def _replayed(
             faults=Faults(plan_faults(nodes, *spares), processes) if spares else None,
         )
         return await replay_day(desk, flights, rate=settings.rate, in_flight=settings.in_flight, display=display)
+
+
+class _Cleaner:
+    """Removes what a run leaves on somebody else's server, unless there is none."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        self._url = url
+        self._namespace = namespace
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, DisconnectedError):
+            await remove_streams(self._url, self._namespace)
 
 
 def _handles(workplace: _Workplace, count: int, url: str, namespace: str) -> dict[str, NodeProcess]:

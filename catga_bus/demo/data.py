@@ -57,8 +57,8 @@ class Flight(msgspec.Struct, frozen=True):
     def aircraft(self) -> str:
         """What flies: the tail number, or carrier and flight number where the file does not know it.
 
-        Those flights are cancelled ones that no aircraft was given to; what stands for it is no registration, because of
-        its space. So they are spread over the partitions, and the days of one flight number are still in order.
+        Those flights are cancelled ones that no aircraft was given to; the space in what stands for it keeps it from
+        being a registration. So they are spread over the partitions, and the days of one flight number are in order.
         """
         return f"{self.carrier} {self.flight}" if self.tailnum is None else self.tailnum
 

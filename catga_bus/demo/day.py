@@ -196,17 +196,20 @@ async def replay_day(
         stored_seconds=replay.stored_seconds,
         failures=replay.failures,
         shown=board.shown(),
-        totals=dict.fromkeys(desk.nodes) | totals,
+        totals=dict.fromkeys(_everyone(desk)) | totals,
         faults=record,
     )
 
 
+def _everyone(desk: Desk) -> list[str]:
+    """Return the nodes that the day has seen, or was to see."""
+    plan = None if desk.faults is None else desk.faults.plan
+    return [*desk.nodes, *(() if plan is None else (plan.replacement, plan.successor))]
+
+
 def _living(desk: Desk) -> list[str]:
     """Return the nodes that should be there at the end: all, without faults."""
-    if desk.faults is None:
-        return list(desk.nodes)
-    plan = desk.faults.plan
-    return [node for node in (*desk.nodes, plan.replacement, plan.successor) if desk.is_running(node)]
+    return [node for node in _everyone(desk) if desk.faults is None or desk.is_running(node)]
 
 
 async def _replayed(

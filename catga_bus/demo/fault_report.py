@@ -152,5 +152,6 @@ def _unreal(record: FaultRecord) -> Iterator[str]:
         yield f"node {plan.killed} was not ended by SIGKILL: its exit code is {record.exit_code}"
     if first(record.moments, plan.frozen, What.FROZEN) is not None and not record.was_stopped:
         yield f"node {plan.frozen} did not stand still while it was frozen"
-    if first(record.moments, plan.rolled, What.ROLLED) is not None and record.rolled_exit_code != 0:
-        yield f"node {plan.rolled} did not finish and end when it was rolled: its exit code is {record.rolled_exit_code}"
+    code = record.rolled_exit_code
+    if first(record.moments, plan.rolled, What.ROLLED) is not None and code != 0:
+        yield f"node {plan.rolled} did not finish and end when it was rolled: its exit code is {code}"

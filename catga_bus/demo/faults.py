@@ -53,9 +53,7 @@ class What(StrEnum):
         return self in _SEEN
 
 
-_DONE = frozenset(
-    {What.KILLED, What.STARTED, What.READY, What.FROZEN, What.THAWED, What.ROLLED, What.ENDED}
-)
+_DONE = frozenset({What.KILLED, What.STARTED, What.READY, What.FROZEN, What.THAWED, What.ROLLED, What.ENDED})
 _SEEN = frozenset({What.ONLINE, What.SUSPECT, What.FAULTED, What.DRAINING, What.LEFT})
 
 NOTICED = frozenset({What.SUSPECT, What.FAULTED, What.DRAINING, What.LEFT})
@@ -188,8 +186,8 @@ class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
     def due(self, part: float, now: float, moments: Sequence[Moment]) -> list[Act]:
         """Return what has to be done now.
 
-        A fault begins only while the replay runs; what has begun is brought to its end in any case. The roll waits until
-        the other faults are mended: a deployment begins with a healthy service.
+        A fault begins only while the replay runs; what has begun is brought to its end in any case. The roll waits
+        until the other faults are mended: a deployment begins with a healthy service.
 
         Args:
             part: How much of the replay is done, 0 to 1; 1 when it has ended.
@@ -242,6 +240,9 @@ class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan_faults(nodes: Sequence[str], replacement: str, successor: str) -> FaultPlan:
     """Choose whom the faults befall.
 
+    Of two nodes none is left that nothing has happened to, and one that was frozen a moment ago owns nothing that it
+    could hand over; so the replacement is rolled.
+
     Args:
         nodes: Ids of the nodes, at least two.
         replacement: Id of the node that takes the place of the killed one.
@@ -251,7 +252,7 @@ def plan_faults(nodes: Sequence[str], replacement: str, successor: str) -> Fault
         killed=nodes[1],
         replacement=replacement,
         frozen=nodes[2 % len(nodes)],
-        rolled=nodes[0],
+        rolled=nodes[0] if len(nodes) > 2 else replacement,
         successor=successor,
         spares=len(nodes) - 2,
     )

@@ -12,8 +12,10 @@ BUS_OPTIONS: Final[dict[str, Any]] = {
     "command_max_bytes": 67_108_864,
     "event_max_bytes": 67_108_864,
     "dead_letter_max_bytes": 16_777_216,
+    "drain_timeout": 5.0,
 }
-"""A server reserves the bytes of its streams: these fit on any. See `replay.MAX_BACKLOG`."""
+"""A server reserves the bytes of its streams: these fit on any, see `replay.MAX_BACKLOG`. A node whose server has gone
+waits for it until its drain is over: it must not outlive a run that was killed by much."""
 
 
 def inbox_at(path: Path) -> str:

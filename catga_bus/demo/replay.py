@@ -80,7 +80,7 @@ class Replay:
         try:
             await self._hand_in()
             self.stored_seconds, self._is_over = self._now(), True
-            await self._wait_effects()
+            await self._wait_for(self._stored)
         except ExceptionGroup as failed:
             # A bus that cannot be used tells every call the same: one of them is enough.
             raise failed.exceptions[0] from None
@@ -137,8 +137,8 @@ class Replay:
         if self._rate and (early := row / self._rate - self._now()) > 0:
             await asyncio.sleep(early)
         await self._room.acquire()
-        while self._stored - self._effects.flights > MAX_BACKLOG and self._stored - self._effects.look() > MAX_BACKLOG:
-            await asyncio.sleep(_POLL)
+        if self._stored - self._effects.flights > MAX_BACKLOG:
+            await self._wait_for(self._stored - MAX_BACKLOG)
 
     async def _store(self, row: int, flight: Flight) -> None:
         self._waiting += 1
@@ -155,10 +155,10 @@ class Replay:
             self._waiting -= 1
             self._room.release()
 
-    async def _wait_effects(self) -> None:
-        """Wait until every stored flight has its effect, or nothing new has come for `EFFECT_PATIENCE`."""
+    async def _wait_for(self, flights: int) -> None:
+        """Wait until so many flights have their effect, or nothing new has come for `EFFECT_PATIENCE`."""
         seen, since = self._effects.look(), self._now()
-        while seen < self._stored and self._now() - since < EFFECT_PATIENCE:
+        while seen < flights and self._now() - since < EFFECT_PATIENCE:
             await asyncio.sleep(_POLL)
             if (now := self._effects.look()) > seen:
                 seen, since = now, self._now()

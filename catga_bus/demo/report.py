@@ -40,6 +40,11 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     was_ended: bool
     """Whether it was killed or rolled on purpose, and so cannot tell."""
 
+    @property
+    def has_told(self) -> bool:
+        """Whether it answered when it was asked for its totals."""
+        return self.fenced is not None
+
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a demo."""
@@ -146,15 +151,13 @@ def make_report(
             *_verdict_problems(verdict, runs),
             *(f"{count:,} flights could not be stored: {code}" for code, count in result.failures.items()),
             *_announcement_problems(announcements),
-            *(f"node {node.node} did not tell its totals" for node in nodes if node.fenced is None and not node.was_ended),
+            *(f"node {node.node} did not tell its totals" for node in nodes if not (node.was_ended or node.has_told)),
             *fault_problems(result.faults, faults),
         ],
     )
 
 
-def _nodes(
-    result: ReplayResult, effects: Sequence[Effect], runs: Runs, ended: set[str]
-) -> Iterator[NodeReport]:
+def _nodes(result: ReplayResult, effects: Sequence[Effect], runs: Runs, ended: set[str]) -> Iterator[NodeReport]:
     for node, totals in result.totals.items():
         own = sum(effect.node == node for effect in effects)
         yield NodeReport(

@@ -23,11 +23,7 @@ def text_of(report: Report) -> str:
     heard = sum(node.heard_closing for node in report.nodes)
     living = sum(not node.was_ended for node in report.nodes)
     lines = [
-        f"{report.stored:,} of {report.flights:,} flights stored in {report.stored_seconds:.2f} s, "
-        f"p50 {milliseconds(report.stored_p50_ms)}, p99 {milliseconds(report.stored_p99_ms)}",
-        f"{report.verdict.effects.written:,} effects in {report.seconds:.2f} s, {report.effects_per_second:,.0f}/s; "
-        f"from call to effect p50 {milliseconds(report.effect_p50_ms)}, p99 {milliseconds(report.effect_p99_ms)}, "
-        f"longest {milliseconds(report.effect_max_ms)}",
+        *_speed(report),
         "",
         *_table(["node", "effects", "share", "executions", "duplicates", "fenced"], map(_node_row, report.nodes)),
         f"partitions {text_of_map(report.owners)}, after {report.moves} moves",
@@ -42,13 +38,30 @@ def text_of(report: Report) -> str:
         ),
         "",
         _repeated(report),
-        f"late flights on the departures board: {report.announcements.written:,} of {report.late_flights:,}, "
-        f"{_wrong(report.announcements.out_of_order, report.announcements.doubled)}",
+        _announced(report),
         f"closing heard: by {heard} of {living} nodes (at most once)",
         *(f"problem: {problem}" for problem in report.problems),
         f"verdict: {_verdict(report)}",
     ]
     return "\n".join(lines)
+
+
+def _speed(report: Report) -> Iterator[str]:
+    yield (
+        f"{report.stored:,} of {report.flights:,} flights stored in {report.stored_seconds:.2f} s, "
+        f"p50 {milliseconds(report.stored_p50_ms)}, p99 {milliseconds(report.stored_p99_ms)}"
+    )
+    yield (
+        f"{report.verdict.effects.written:,} effects in {report.seconds:.2f} s, {report.effects_per_second:,.0f}/s; "
+        f"from call to effect p50 {milliseconds(report.effect_p50_ms)}, p99 {milliseconds(report.effect_p99_ms)}, "
+        f"longest {milliseconds(report.effect_max_ms)}"
+    )
+
+
+def _announced(report: Report) -> str:
+    found = report.announcements
+    text = f"late flights on the departures board: {found.written:,} of {report.late_flights:,}"
+    return f"{text}, {_wrong(found.out_of_order, found.doubled)}"
 
 
 def _wrong(out_of_order: int, doubled: int) -> str:
@@ -85,9 +98,8 @@ def _fault_lines(report: Report) -> Iterator[str]:
     yield "noticed, gone, mended: after the fault. first to last: of its partitions, from the fault to the first effect"
     yield "of the next owner; of a rolled node, the pause in between. standstill: no effect on any partition"
     for newcomer in report.newcomers:
-        yield (
-            f"{newcomer.node} took the place of {newcomer.place_of}, ready {seconds(newcomer.ready_after)} after its start"
-        )
+        after = seconds(newcomer.ready_after)
+        yield f"{newcomer.node} took the place of {newcomer.place_of}, ready {after} after its start"
     yield ""
 
 

@@ -80,7 +80,9 @@ class RichDisplay:
         while progress.seconds - self._recent[0].seconds > _RATE_SECONDS:
             self._recent.popleft()
         rates = effect_rates(self._recent[0], progress)
-        self._live.update(Group(self._bar, _figures(progress), _map(progress.owners), _nodes(progress, rates)), refresh=True)
+        self._live.update(
+            Group(self._bar, _figures(progress), _map(progress.owners), _nodes(progress, rates)), refresh=True
+        )
 
 
 def _figures(progress: Progress) -> Table:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,13 +16,21 @@ from pathlib import Path
 import psutil
 import pytest
 
+from catga_bus.bus import Bus
+from catga_bus.clock import monotonic
+from catga_bus.demo.board import DeparturesBoard
+from catga_bus.demo.cleanup import remove_streams
 from catga_bus.demo.data import SHIPPED
-from catga_bus.demo.ledger import read_executions
+from catga_bus.demo.effects import create_effect_log, read_effects
+from catga_bus.demo.ledger import ExecutionLog, read_executions
+from catga_bus.demo.node import SERVICE, open_desk
+from catga_bus.demo.options import BUS_OPTIONS, inbox_at
 from catga_bus.embedded import EmbeddedServer
+from catga_bus.transport.carriers import make_jetstream
 
 pytestmark = pytest.mark.nats
 
-PATIENCE = 60.0  # seconds until a run counts as hanging; a good one takes two, with faults about eight
+PATIENCE = 120.0  # seconds until a run counts as hanging; a good one takes five, with faults about fifteen
 
 
 class Demo:
@@ -107,74 +116,131 @@ def changed(change: str) -> str:
     return f"""
 import sys
 from catga_bus.demo import __main__, app
-real_read, real_command = app.read_executions, app.command
+real_effects, real_read, real_command = app.read_effects, app.read_executions, app.command
 {change}
 sys.exit(__main__.main())
 """
 
 
-def test_the_execution_log_of_three_nodes_adds_up_to_the_file(demo, small):
+def test_three_nodes_have_every_effect_once_and_in_order(demo, small):
     run = demo("--data", small, "--rate", "0", "--json")
     run.wait_for_executions(1)
     code, out, err = run.end()
     assert (code, err) == (0, "")
     report = json.loads(out)
-    assert report["equal"] is report["success"] is True
-    assert report["requests"] == report["answered"] == 1_500
-    assert report["executions"] == report["file"]
-    assert report["file"] == {"flights": 1_500, "cancelled": 12, "delay_minutes": 17_657, "miles": 1_587_584}
-    assert report["late_flights"] == 98
+    assert report["success"] is True
+    assert report["flights"] == report["stored"] == 1_500
+    verdict = report["verdict"]
+    assert verdict["effects"] == {"written": 1_500, "lost": 0, "out_of_order": 0, "doubled": 0, "foreign": 0}
+    assert verdict["counted"] == verdict["expected"]
+    assert verdict["expected"] == {"flights": 1_500, "cancelled": 12, "delay_minutes": 17_657, "miles": 1_587_584}
+    assert report["announcements"]["written"] == report["late_flights"] == 98
     assert {node["node"] for node in report["nodes"]} == {f"flight-desk-{n}" for n in (1, 2, 3)}
-    assert all(node["memory"] == node["lines"] for node in report["nodes"])
-    assert sum(node["lines"]["flights"] for node in report["nodes"]) == len(
-        read_executions(run.kept / "executions.jsonl")
-    )
+    assert sorted(report["owners"].count(node["node"]) for node in report["nodes"]) == [5, 5, 6]
+    assert sum(node["effects"] for node in report["nodes"]) == len(read_effects(run.kept / "effects.db")) == 1_500
+    assert report["runs"]["executions"] == len(read_executions(run.kept / "executions.jsonl"))
     assert run.survivors() == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2, 3])
-def test_a_node_is_killed_and_another_frozen_and_no_request_fails(demo, small, nodes):
-    run = demo("--data", small, "--rate", "300", "--nodes", str(nodes), "--json")
+def test_a_node_is_killed_one_frozen_one_rolled_and_no_effect_is_lost_doubled_or_out_of_order(demo, small, nodes):
+    run = demo("--data", small, "--rate", "120", "--nodes", str(nodes), "--json")
     code, out, err = run.end()
     report = json.loads(out)
-    assert (code, err, report["problems"]) == (0, "", [])
-    assert report["answered"] == 1_500
-    assert report["failures"] == {}
-    assert report["executions"] == report["file"]
-    killed, frozen = report["faults"]
-    assert (killed["kind"], frozen["kind"]) == ("killed", "frozen")
-    assert killed["node"] != frozen["node"]
-    # Orders of magnitude only: half a second is aimed at, and this machine may be busy.
+    assert (report["problems"], code, err) == ([], 0, "")
+    assert report["verdict"]["effects"] == {
+        "written": 1_500, "lost": 0, "out_of_order": 0, "doubled": 0, "foreign": 0,
+    }  # fmt: skip
+    assert report["announcements"] == {"written": 98, "lost": 0, "out_of_order": 0, "doubled": 0, "foreign": 0}
+    killed, frozen, rolled = report["faults"]
+    assert (killed["kind"], frozen["kind"], rolled["kind"]) == ("killed", "frozen", "rolled")
+    assert killed["node"] not in (frozen["node"], rolled["node"])
+    # Orders of magnitude only: a second and a half is aimed at, and this machine may be busy.
     assert killed["noticed_after"] < 3
     assert frozen["noticed_after"] < 3 <= frozen["mended_after"]
-    assert report["replacement"]["node"] == f"flight-desk-{nodes + 1}"
-    lines = {node["node"]: node["lines"]["flights"] for node in report["nodes"]}
-    assert lines[killed["node"]] > 0
-    assert lines[report["replacement"]["node"]] > 0
-    assert sum(lines.values()) >= 1_500
+    assert all(0 < seconds < 10 for fault in report["faults"][:2] for seconds in fault["moved"])
+    assert [one["node"] for one in report["newcomers"]] == [f"flight-desk-{nodes + n}" for n in (1, 2)]
+    effects = {node["node"]: node["effects"] for node in report["nodes"]}
+    assert effects[killed["node"]] > 0
+    assert effects[report["newcomers"][0]["node"]] > 0
+    assert report["moves"] >= len(killed["moved"]) + len(frozen["moved"]) + len(rolled["moved"])
+    assert rolled["node"] not in report["owners"]
     assert run.survivors() == []
 
 
-async def test_a_paced_run_on_a_running_server_tells_its_progress(demo, small):
+async def test_a_paced_run_on_a_running_server_tells_its_progress_and_leaves_nothing_there(demo, small, make_transport):
     async with EmbeddedServer() as server:
         run = demo("--data", small, "--rate", "500", "--nodes", "2", "--no-faults", "--url", server.url, keep=False)
         code, out, err = await asyncio.to_thread(run.end)
+        assert await streams_at(make_transport, server.url) == []
     assert code == 0
-    assert out.splitlines()[-1] == "verdict: equal"
+    assert out.splitlines()[-1] == "verdict: 1,500 effects, 0 lost, 0 out of order per aircraft, 0 doubled"
     assert " of 1,500 " in err
+    assert re.search(r"\[[12·]{4} [12·]{4} [12·]{4} [12·]{4}\]", err)
     assert not list(run.kept.parent.glob("catga-demo-*"))
 
 
-def test_a_line_missing_from_the_log_ends_with_1_and_names_the_evidence(demo, small):
-    program = changed("app.read_executions = lambda path: real_read(path)[:-1]")
+async def streams_at(make_transport, url: str) -> list[str]:
+    transport, _ = make_transport(url)
+    await transport.connect()
+    jetstream = make_jetstream(transport, monotonic)
+    try:
+        return await jetstream.stream_names()
+    finally:
+        await jetstream.close()
+
+
+async def test_the_streams_of_one_run_are_removed_and_no_others(make_transport, tmp_path):
+    async with EmbeddedServer() as server:
+        for namespace in ("one", "other"):
+            create_effect_log(tmp_path / f"{namespace}.db")
+            desk = Bus(
+                SERVICE,
+                url=server.url,
+                namespace=namespace,
+                inbox=inbox_at(tmp_path / f"{namespace}.db"),
+                **BUS_OPTIONS,
+            )
+            with ExecutionLog(tmp_path / "log") as log:
+                open_desk(desk, log)
+                async with desk, DeparturesBoard(server.url, namespace, tmp_path / f"{namespace}-board.db").bus:
+                    pass
+        before = await streams_at(make_transport, server.url)
+        assert await remove_streams(server.url, "one") == len(before) / 2
+        left = await streams_at(make_transport, server.url)
+        assert sorted(left) == sorted(name for name in before if "other" in name)
+        assert await remove_streams(server.url, "one") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "verdict"),
+    [
+        ("[:-1]", "1 flights have no effect", "1,499 effects, 1 lost, 0 out of order per aircraft, 0 doubled: WRONG"),
+        (
+            "[:1] + real_effects(path)",
+            "1 effects are of flights that had one",
+            "1,501 effects, 0 lost, 0 out of order per aircraft, 1 doubled: WRONG",
+        ),
+    ],
+)
+def test_a_spoiled_effect_log_ends_with_1_and_names_the_evidence(demo, small, change, problem, verdict):
+    program = changed(f"app.read_effects = lambda path: real_effects(path){change}")
     run = demo("--data", small, "--rate", "0", program=program)
     code, out, err = run.end()
     assert code == 1
-    assert "problem: 1 flights were not executed" in out
-    assert out.splitlines()[-1] == "verdict: NOT EQUAL"
+    assert f"problem: {problem}" in out
+    assert out.splitlines()[-1] == f"verdict: {verdict}"
     assert str(run.kept / "flight-desk-1.log") in err
+    assert str(run.kept / "effects.db") in err
     assert str(run.kept / "executions.jsonl") in err
+
+
+def test_effects_in_another_order_end_with_1(demo, small):
+    program = changed("app.read_effects = lambda path: real_effects(path)[::-1]")
+    code, out, _ = demo("--data", small, "--rate", "0", program=program).end()
+    assert code == 1
+    assert re.search(r"verdict: 1,500 effects, 0 lost, [1-9]\d* out of order per aircraft, 0 doubled: WRONG", out)
 
 
 def test_a_damaged_line_in_the_log_ends_with_1(demo, small):
@@ -209,7 +275,7 @@ def test_a_server_that_is_not_there_ends_with_3_and_the_address(demo, small):
     ("words", "said"),
     [
         (["--data", "nowhere.csv"], "nowhere.csv: cannot be read: No such file or directory"),
-        (["--rate", "-1"], "rate must be 0 (flat out) to 1,000,000 requests per second, got -1.0"),
+        (["--rate", "-1"], "rate must be 0 (flat out) to 1,000,000 flights per second, got -1.0"),
         (["--nodes", "0"], "nodes must be 1 to 64, got 0"),
         (["--in-flight", "5000"], "in_flight must be 1 to 4,096, got 5000"),
         (
@@ -258,7 +324,7 @@ def test_an_interrupted_run_leaves_no_process_behind(demo, number):
 
 
 def test_a_run_that_is_interrupted_while_a_node_is_frozen_leaves_no_process_behind(demo, small):
-    run = demo("--data", small, "--rate", "300")
+    run = demo("--data", small, "--rate", "200")
     run.wait_for_executions(50)
     run.wait_until(lambda: any(is_stopped(process) for process in run.family.values()))
     run.process.send_signal(signal.SIGTERM)
@@ -289,5 +355,6 @@ def test_a_node_that_dies_is_told_and_the_run_still_ends(demo, small):
     code, out, err = run.end()
     assert code == 1
     assert "problem: node flight-desk-2 did not tell its totals" in out
+    assert "verdict: 1,500 effects, 0 lost, 0 out of order per aircraft, 0 doubled: see the problems" in out
     assert str(run.kept / "flight-desk-2.log") in err
     assert run.survivors() == []

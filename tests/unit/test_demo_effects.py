@@ -4,7 +4,15 @@ import sqlite3
 
 import pytest
 
-from catga_bus.demo.effects import INSERT, Effect, EffectCounts, EffectLog, EffectLogError, create_effect_log, read_effects
+from catga_bus.demo.effects import (
+    INSERT,
+    Effect,
+    EffectCounts,
+    EffectLog,
+    EffectLogError,
+    create_effect_log,
+    read_effects,
+)
 
 
 @pytest.fixture
@@ -22,7 +30,8 @@ def writer(path):
 
 
 def effect(number: int, **changes) -> Effect:
-    return Effect(number, number - 1, f"N{number % 3}", None, 100, f"desk-{number % 2}", 3, 9, number / 4)._replace(**changes)
+    one = Effect(number, number - 1, f"N{number % 3}", None, 100, f"desk-{number % 2}", 3, 9, number / 4)
+    return one._replace(**changes)
 
 
 def test_what_is_written_is_read_in_the_order_of_the_commits(path, writer):
@@ -67,7 +76,7 @@ def test_counts_know_flights_and_nodes(path, writer):
 
 
 def test_a_log_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(EffectLogError, match="nowhere/effects.db: cannot be made: unable to open"):
+    with pytest.raises(EffectLogError, match=r"nowhere/effects\.db: cannot be made: unable to open"):
         create_effect_log(tmp_path / "nowhere" / "effects.db")
 
 

@@ -50,7 +50,9 @@ def effects() -> list[Effect]:
         (10.25, 1, "desk-4"),
         (10.25, 0, "desk-3"),
     ]
-    return [Effect(id, id, "N1", 0, 0, node, partition, 1, at) for id, (at, partition, node) in enumerate(told)]
+    return [
+        Effect(number, number, "N1", 0, 0, node, partition, 1, at) for number, (at, partition, node) in enumerate(told)
+    ]
 
 
 def reported(record: FaultRecord | None) -> list[FaultReport]:

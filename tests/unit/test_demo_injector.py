@@ -9,9 +9,7 @@ from catga_bus.demo import faults
 from catga_bus.demo.faults import Chronicle, FaultPlan, FaultRecord, What
 from catga_bus.demo.injector import FaultInjector
 
-PLAN = FaultPlan(
-    killed="desk-2", replacement="desk-4", frozen="desk-3", rolled="desk-1", successor="desk-5", spares=1
-)
+PLAN = FaultPlan(killed="desk-2", replacement="desk-4", frozen="desk-3", rolled="desk-1", successor="desk-5", spares=1)
 
 
 class NotedProcess:

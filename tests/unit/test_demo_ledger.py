@@ -17,7 +17,6 @@ from catga_bus.demo.ledger import (
     read_executions,
 )
 
-
 EXECUTIONS = [Execution(f"id-{row}", f"desk-{row % 3}", row, row % 16, 7) for row in range(200)]
 
 

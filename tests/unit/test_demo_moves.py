@@ -6,7 +6,9 @@ from catga_bus.demo.moves import Move, hand_overs, moves_of, standstill, takeove
 
 def effects(*told: tuple[float, int, str]) -> list[Effect]:
     """Effects by instant, partition and node."""
-    return [Effect(id, id, "N1", 0, 0, node, partition, 1, at) for id, (at, partition, node) in enumerate(told)]
+    return [
+        Effect(number, number, "N1", 0, 0, node, partition, 1, at) for number, (at, partition, node) in enumerate(told)
+    ]
 
 
 LOG = effects(

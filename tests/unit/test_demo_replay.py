@@ -195,7 +195,8 @@ async def test_a_replay_gives_up_when_too_much_cannot_be_stored(desk, flights, m
     assert set(result.failures) == {"OVERLOADED"}
     assert 40 <= result.progress.failed < 600
     assert result.progress.stored == result.progress.effects == 20
-    assert f"{result.progress.failed} flights could not be stored: OVERLOADED" in reported(desk, result, flights).problems
+    problem = f"{result.progress.failed} flights could not be stored: OVERLOADED"
+    assert problem in reported(desk, result, flights).problems
 
 
 async def test_a_bus_that_cannot_be_used_is_told_once(desk, flights, monkeypatch):
@@ -296,11 +297,13 @@ async def test_faults_befall_the_nodes_while_the_replay_runs(desk, flights, monk
     assert [(fault.kind, fault.node) for fault in report.faults] == [
         ("killed", NODES[1]),
         ("frozen", NODES[0]),
-        ("rolled", NODES[0]),
+        ("rolled", others[0]),
     ]
     assert report.faults[0].at < report.faults[1].at < report.faults[2].at < report.stored_seconds
     assert [newcomer.node for newcomer in report.newcomers] == list(others)
-    assert [totals is None for totals in result.totals.values()] == [True, True, False, False]
+    assert {node: totals is None for node, totals in result.totals.items()} == {
+        NODES[0]: False, NODES[1]: True, others[0]: True, others[1]: False,
+    }  # fmt: skip
     assert len(said) == len(result.faults.moments) >= 11
     assert not any("somebody-else" in text for text in said)
 

@@ -46,9 +46,7 @@ def test_aircraft_may_overtake_each_other():
 )
 def test_what_is_wrong_is_counted(entries, lost, out_of_order, doubled, foreign):
     found = tally(entries, range(3))
-    assert found == Tally(
-        written=len(entries), lost=lost, out_of_order=out_of_order, doubled=doubled, foreign=foreign
-    )
+    assert found == Tally(written=len(entries), lost=lost, out_of_order=out_of_order, doubled=doubled, foreign=foreign)
     assert not found.is_good
 
 
