@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from tests.chaos import evidence
 from tests.chaos.stored.history import Begun
-from tests.chaos.stored.story import LOSING, MAX_ATTEMPTS, Message, Story, began_at, lost_partitions
+from tests.chaos.stored.story import LOSING, MAX_ATTEMPTS, Effect, Message, Story, began_at, lost_partitions
 from tests.chaos.story import EVERYBODY, Window
 
 SETTLING = evidence.SETTLING
@@ -127,13 +127,23 @@ def keys_are_in_order(story: Story, _: Expect) -> Iterator[str]:
 
 def nothing_passes_what_is_given_up(story: Story, _: Expect) -> Iterator[str]:
     """What comes behind a dead letter of its key runs only after its last attempt: a failing message holds its key."""
+    effects: dict[tuple[str, str], list[Effect]] = defaultdict(list)
+    for service, rows in story.effects.items():
+        for effect in rows:
+            effects[service, effect.key].append(effect)
     for message in story.messages.values():
         for service, _letter in message.letters:
-            last = max((one.t for one in message.ended if one.service == service), default=0.0)
-            for effect in story.effects[service]:
-                if effect.key == message.sent.key and effect.value > message.sent.value and effect.t < last:
+            given_up = _given_up(message, service)
+            for effect in effects[service, message.sent.key]:
+                if effect.value > message.sent.value and effect.t < given_up:
                     yield f"{service}: {effect.op} had its effect before {message.op} of its key was given up"
                     break
+
+
+def _given_up(message: Message, service: str) -> float:
+    """Return when a message was given up first. Its dead letter is no mark in the inbox: it may be run once more."""
+    last = [one.t for one in message.begun if one.service == service and one.attempt == MAX_ATTEMPTS]
+    return min(last, default=0.0)
 
 
 def keys_run_one_at_a_time(story: Story, _: Expect) -> Iterator[str]:
@@ -201,19 +211,19 @@ def a_consumer_has_one_epoch(story: Story, _: Expect) -> Iterator[str]:
 
 
 def grants_are_the_last_word(story: Story, _: Expect) -> Iterator[str]:
-    """No work begins with an epoch when a higher one was written before the read that confirms it."""
+    """No work begins with an epoch before a read, made after its write, has found it to be the last word."""
     written: dict[tuple[str, str, int], list[tuple[float, int]]] = defaultdict(list)
     for one in story.owned:
         place = (one.service, one.domain, one.partition)
         if one.step == "written":
             written[place].append((one.t, one.epoch))
         elif one.step == "granted":
-            above = [(t, epoch) for t, epoch in written[place] if epoch > one.epoch and t < one.read_at]
-            if above:
-                yield (
-                    f"{one.node} began {one.domain}.{one.partition} with epoch {one.epoch} at {one.t:.3f}, and "
-                    f"{above[0][1]} was written at {above[0][0]:.3f}"
-                )
+            who = f"{one.node} began {one.domain}.{one.partition} with epoch {one.epoch} at {one.t:.3f}"
+            for t, epoch in written[place]:
+                if epoch > one.epoch and t < one.read_at:
+                    yield f"{who}, and {epoch} was written at {t:.3f}"
+                elif epoch == one.epoch and t > one.read_at:
+                    yield f"{who}, and has not looked since it wrote that at {t:.3f}"
 
 
 def dead_letters_are_exact(story: Story, _: Expect) -> Iterator[str]:
@@ -375,6 +385,7 @@ def sights(story: Story) -> Counter[str]:
     reclaim     a new epoch of a partition that was owned already
     kill@POINT, freeze@POINT    a process that it hit there
     letter      a dead letter
+    run again   a message that was given up, and ran once more because its process was lost before it was acknowledged
     lost answer a result that is not known to who waited for it, although there is an effect
     unknown     an outcome that nobody knows
     """
@@ -391,6 +402,9 @@ def sights(story: Story) -> Counter[str]:
             {one.service for one in message.begun}
         )
         seen["letter"] += len(message.letters)
+        for service, _ in message.letters:
+            last = {one.pid for one in message.begun if one.service == service and one.attempt == MAX_ATTEMPTS}
+            seen["run again"] += len(last) > 1
         is_unknown = any(one.outcome == "unknown" for one in message.settled)
         seen["lost answer"] += is_unknown and message.sent.waits and bool(message.effects)
         seen["unknown"] += is_unknown

@@ -346,7 +346,7 @@ async def durable_killer(cluster: StoredCluster, rng: random.Random) -> None:
     burst = {"rate": 2_000.0, "keys": 20, "limit": 60, "opening": ["killer"], "mix": {"quick": 1.0}, "waits": 0.0}
     async with cluster.deaths():
         await cluster.start_producer("p2", **burst)
-        await cluster.wait_letters(1)
+        await cluster.wait_letter()
     await asyncio.sleep(2.0)
 
 
