@@ -55,6 +55,8 @@ class StoredCluster(Stage):
         self._partitions = partitions
         self._plans: dict[str, NodePlan] = {}
         self._services: dict[str, NodePlan] = {}
+        self._owned: list[Owned] = []
+        self._read: dict[Path, int] = {}  # bytes of each history
 
     async def _start(self) -> None:
         if self._server_count == 1:
@@ -173,16 +175,25 @@ class StoredCluster(Stage):
     def owned_by(self, name: str) -> set[tuple[str, int]]:
         """Return the partitions that a node was granted last, as all histories say."""
         last: dict[tuple[str, str, int], Owned] = {}
-        for path in self._history.glob("*.jsonl"):
-            for record in read_owned(path):
-                place = (record.service, record.domain, record.partition)
-                if record.step in ("granted", "released") and (place not in last or last[place].t < record.t):
-                    last[place] = record
+        for record in sorted(self._moves(), key=lambda record: record.t):
+            if record.step in ("granted", "released"):
+                last[record.service, record.domain, record.partition] = record
         return {
             (record.domain, record.partition)
             for record in last.values()
             if record.node == name and record.step == "granted"
         }
+
+    def _moves(self) -> list[Owned]:
+        """Return the steps of ownership in all histories so far; of each only what is new is read."""
+        mark = b'"type":"owned"'
+        for path in self._history.glob("*.jsonl"):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                whole, newline, _torn = file.read().rpartition(b"\n")
+            self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
+            self._owned += [msgspec.json.decode(line, type=Owned) for line in whole.splitlines() if mark in line]
+        return self._owned
 
     def running(self, name: str) -> set[str]:
         """Return the operations that a node is executing, as its history says."""
@@ -449,10 +460,3 @@ class StoredCluster(Stage):
 
 async def _ignore(_: Exception) -> None:
     """Servers that are killed are no news."""
-
-
-def read_owned(path: Path) -> list[Owned]:
-    """Return the steps of ownership that a process has written down."""
-    whole = path.read_bytes().splitlines(keepends=True)
-    mark = b'"type":"owned"'
-    return [msgspec.json.decode(line, type=Owned) for line in whole if mark in line and line.endswith(b"\n")]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tests.chaos.report import percentile
 from tests.chaos.stored.checker import hand_overs, sights, takeovers
@@ -21,6 +22,8 @@ class Figures:
     """Seconds to the first new effect, of each partition, by the fault of its owner."""
 
     hand_overs: list[float] = field(default_factory=list)
+    longest_gap: float = 0.0
+    """Seconds between two effects."""
 
     def merge(self, other: "Figures") -> None:
         """Add those of other runs."""
@@ -31,6 +34,7 @@ class Figures:
         for kind, times in other.takeovers.items():
             self.takeovers.setdefault(kind, []).extend(times)
         self.hand_overs += other.hand_overs
+        self.longest_gap = max(self.longest_gap, other.longest_gap)
 
 
 def tabulate(story: Story) -> Figures:
@@ -51,6 +55,8 @@ def tabulate(story: Story) -> Figures:
     for kind, seconds, _ in takeovers(story):
         figures.takeovers.setdefault(kind, []).append(seconds)
     figures.hand_overs = list(hand_overs(story))
+    times = sorted(effect.t for effects in story.effects.values() for effect in effects)
+    figures.longest_gap = max((after - before for before, after in pairwise(times)), default=0.0)
     return figures
 
 
@@ -71,6 +77,7 @@ def lines(figures: Figures) -> list[str]:
         text.append(f"first new effect after {kind}: " + _times(times))
     if figures.hand_overs:
         text.append("hand-over, last pull to grant: " + _times(figures.hand_overs))
+    text.append(f"longest time without an effect: {figures.longest_gap * 1000:.0f} ms")
     return text
 
 

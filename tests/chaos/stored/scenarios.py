@@ -200,8 +200,8 @@ async def durable_roll(cluster: StoredCluster, rng: random.Random) -> None:
 async def durable_server(cluster: StoredCluster, rng: random.Random) -> None:
     """The server is killed and started again, twice: what waits for it is stored once, in order."""
     await cluster.start_nodes(3)
-    await cluster.start_producer("p1", **LOAD)
-    await cluster.start_producer("p2", rate=200.0, keys=10)
+    await cluster.start_producer("p1", **LOAD, waits=0.0)
+    await cluster.start_producer("p2", rate=200.0, keys=10, waits=0.0)
     await asyncio.sleep(QUIET)
     await cluster.restart_server(rng.uniform(LEAST, 1.5))
     await asyncio.sleep(2.0)
@@ -455,7 +455,7 @@ async def trial_roll(cluster: StoredCluster, rng: random.Random) -> None:
 async def trial_server(cluster: StoredCluster, rng: random.Random) -> None:
     """The server is killed and started again under a producer with few keys."""
     await cluster.start_nodes(1)
-    await cluster.start_producer("p1", rate=500.0, keys=10)
+    await cluster.start_producer("p1", rate=500.0, keys=10, waits=0.0)
     await asyncio.sleep(QUIET)
     await cluster.restart_server(LEAST)
     await asyncio.sleep(2.0)
