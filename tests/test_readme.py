@@ -82,7 +82,7 @@ def test_the_first_service_answers_as_shown(folder: Path, server_url: str) -> No
 def test_commands_are_paid_as_shown(folder: Path, server_url: str) -> None:
     billing, store = folder / "billing.py", folder / "billing.db"
     small = "command_max_bytes=16_777_216, event_max_bytes=16_777_216, dead_letter_max_bytes=16_777_216"
-    billing.write_text(billing.read_text().replace("sqlite:///tmp/billing.db\"", f"sqlite://{store}\", {small}"))
+    billing.write_text(billing.read_text().replace('sqlite:///tmp/billing.db"', f'sqlite://{store}", {small}'))
     node = subprocess.Popen(
         [sys.executable, "-m", "catga_bus", "run", "billing:bus", "--url", server_url],
         cwd=folder,

@@ -47,9 +47,6 @@ class Tick(Event, durable=False):
     n: int
 
 
-class Stored(Event):
-    n: int
-
 
 @bus.handler
 async def quote(request: Quote, ctx: Context) -> dict[str, int | str] | Err:
