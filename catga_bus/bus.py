@@ -199,6 +199,7 @@ class Bus(Router):
     def _identity(self) -> Identity:
         registry = self._collected.registry
         commands = tuple(entry.type_name for entry in registry.commands())
+        events = tuple(entry.type_name for entry in registry.events() if entry.options.durable)
         return Identity(
             service=self.service,
             id=self.node_id,
@@ -208,9 +209,9 @@ class Bus(Router):
             region=self._region,
             types=tuple(entry.type_name for entry in registry.requests()),
             commands=commands,
-            events=tuple(entry.type_name for entry in registry.events() if entry.options.durable),
+            events=events,
             store="" if self._inbox is None else self._inbox.store_id,
-            partition_count=self.config.partitions if commands else 0,
+            partition_count=self.config.partitions if commands or events else 0,
         )
 
     def _check_registrations(self) -> None:

@@ -179,6 +179,15 @@ class Durable:
         return bool(self._identity.commands)
 
     @property
+    def _keeps_partitions(self) -> bool:
+        """Whether there are handlers of what is stored, and so a work queue.
+
+        A service of events alone has one as well: events that it has given up are retried by it, and events are
+        replayed by it, so that no other service sees them.
+        """
+        return self._has_commands or self._has_events
+
+    @property
     def _has_events(self) -> bool:
         return bool(self._identity.events)
 
@@ -199,8 +208,8 @@ class Durable:
             PermissionDeniedError: This user may not look at streams, or not create them.
             DisconnectedError: The server did not answer.
         """
-        if self._has_commands or self._has_events:
-            await self._streams.ensure(commands=self._has_commands, events=self._has_events)
+        if self._keeps_partitions:
+            await self._streams.ensure(commands=True, events=self._has_events)
             self._is_log_there = self._has_events
         if self._inbox is not None and self._has_events:
             log_info = await self._jetstream.stream(self._names.event_stream())
@@ -210,15 +219,14 @@ class Durable:
         """Listen for results, and keep partitions if there are handlers; after the node has joined the others."""
         await self.sender.start()
         self.routes.listen_on(self._transport)
-        if not (self._has_commands or self._has_events):
+        if not self._keeps_partitions:
             return
         self._check_stores()
         one = self._identity
         self._subscription = await self._transport.subscribe(
             self._names.hand_over(one.service, one.id), self._on_notices
         )
-        if self._has_commands:
-            self._add_table(Domain(names=self._names, service=one.service), self._config.partitions)
+        self._add_table(Domain(names=self._names, service=one.service), self._config.partitions)
         if self._has_events:
             first = 1 if self._starts_with_all else await self._next_event()
             domain = Domain(names=self._names, service=one.service, types=one.events, start=first)
@@ -436,14 +444,14 @@ class Durable:
                 is_live=info.status is not NodeStatus.FAULTED,
                 is_draining=info.status is NodeStatus.DRAINING,
                 epochs=info.event_partitions if is_log else info.partitions,
-                types=frozenset(info.events if is_log else info.commands),
+                types=frozenset(_types(info, is_log=is_log)),
             )
             for info in self._members()
         ]
 
     def _routed(self, *, is_log: bool) -> frozenset[str]:
         """The types that an owner should know: all that some live node of the service handles."""
-        known = [info.events if is_log else info.commands for info in self._members() if _may_own(info)]
+        known = [_types(info, is_log=is_log) for info in self._members() if _may_own(info)]
         return frozenset[str]().union(*known)
 
     # -- calls -----------------------------------------------------------------------------------------------
@@ -520,6 +528,11 @@ class Durable:
                 await self._inbox.sweep(utc_now().timestamp())
             except Exception as error:
                 self._log.warn("sweep", "the inbox cannot be swept: %s", error)
+
+
+def _types(info: NodeInfo, *, is_log: bool) -> tuple[str, ...]:
+    """Return the types that may lie in a domain and that a node handles; events may lie in the work queue, too."""
+    return info.events if is_log else (*info.commands, *info.events)
 
 
 def _may_own(info: NodeInfo) -> bool:
