@@ -392,6 +392,7 @@ class Node:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
+                await self.durable.retire()
                 began, reconnects = self.clock(), self.reconnects
                 self.directory.drain()
                 await self.service_api.close()

@@ -1,7 +1,9 @@
 """The nodes' side of routes: which are written and which deleted, and who does it.
 
 Every node of a service does, by the same rule and with compare-and-set: a command's route is there exactly when every
-live node of its service announces the type. Routes of events are only compared with, and stay.
+live node of its service announces the type. While only some do it is retired: callers are told that nobody handles it,
+and the nodes that do own the partitions until they leave (`Announcer.needed`), so that what is stored is handled. The
+last of them sees to that (`Announcer.retire`). Routes of events are only compared with, and stay.
 """
 
 import asyncio
@@ -29,8 +31,11 @@ deleted is made again after so long; nodes that come and go cause a look at once
 BUSY_SECONDS: Final = 1.0
 """The same while something is due or in the way."""
 
-LACKING_SECONDS: Final = 1.0
-"""For how long a live node must lack a type before its route is deleted: a view may be wrong for a moment."""
+HINT_SECONDS: Final = 0.3
+"""In which callers have heard of a change, unless the hint was lost (then `catga_bus.durability.routes.STALE_SECONDS`):
+three times what they wait until they read it."""
+
+_LOOK_SECONDS: Final = 0.05
 
 Live = Callable[[], Sequence[Collection[str]]]
 """Returns the command types of each live node of the service, this one included."""
@@ -64,6 +69,10 @@ class Board:
             route: What it says; None if it was deleted or cannot be read.
         """
         self.cursor = max(self.cursor, sequence)
+        self.wrote(key, sequence, route)
+
+    def wrote(self, key: str, sequence: int, route: Route | None) -> None:
+        """Take note of an entry of one's own; others may have written before it what was not read yet."""
         self.revisions[key] = sequence
         for gone in [name for name in self.routes if token(name) == key]:
             del self.routes[gone]
@@ -75,7 +84,10 @@ class RouteChanges(msgspec.Struct, frozen=True):
     """What a node does about the routes of its service."""
 
     write: tuple[Route, ...] = ()
+    retire: tuple[Route, ...] = ()
     delete: tuple[Route, ...] = ()
+    """Of types that no live node handles any more."""
+
     problems: tuple[str, ...] = ()
     """Why this node must not be ready, for people."""
 
@@ -99,19 +111,22 @@ def route_changes(
     differing: list[Route] = []
     for route in mine:
         other = there.get(route.type)
+        is_known = route.kind == "event" or all(route.type in types for types in live)
         if other is not None and (problem := _conflict(route, other)):
             problems.append(problem)
-        elif other is not None:
-            if other != route:
-                differing.append(route)
-        elif route.kind == "event" or all(route.type in types for types in live):
-            write.append(route)
+        elif other is None or other.retired:
+            if is_known:
+                write.append(route)
+        elif other != route:
+            differing.append(route)
     lacking = [
         route
         for route in there.values()
         if route.kind == "command" and route.service == service and not all(route.type in types for types in live)
     ]
-    return RouteChanges(tuple(write), tuple(lacking), tuple(problems), tuple(differing))
+    delete = [route for route in lacking if not any(route.type in types for types in live)]
+    retire = [route for route in lacking if not route.retired and route not in delete]
+    return RouteChanges(tuple(write), tuple(retire), tuple(delete), tuple(problems), tuple(differing))
 
 
 def _conflict(mine: Route, there: Route) -> str:
@@ -146,9 +161,12 @@ class Announcer:
         mine: What this node handles.
         live: What the live nodes of the service announce.
         clock: Monotonic seconds.
+        on_needed: Called when `needed` has changed.
 
     Attributes:
         problems: Why this node must not be ready; changes with every look.
+        needed: The command types of which something may be stored and that some live node handles: who lacks one of
+            them should own no partition while there are others.
     """
 
     def __init__(
@@ -159,6 +177,8 @@ class Announcer:
         mine: Sequence[Route],
         live: Live,
         clock: Clock,
+        *,
+        on_needed: Callable[[], None] = lambda: None,
     ) -> None:
         self._jetstream = jetstream
         self._service = service
@@ -168,10 +188,11 @@ class Announcer:
         self._clock = clock
         self._log = RareLog(log, clock)
         self._board = Board()
-        self._lacking_since: dict[str, float] = {}
         self._said: set[str] = set()
         self._nudge = asyncio.Event()
+        self._on_needed = on_needed
         self.problems: tuple[str, ...] = ()
+        self.needed: frozenset[str] = frozenset()
 
     def nudge(self) -> None:
         """Look now: a node has come, gone, or announced something else."""
@@ -184,7 +205,7 @@ class Announcer:
             is_quiet = False
             try:
                 await self.tend()
-                is_quiet = not self._lacking_since and not self.problems
+                is_quiet = not self.problems
             except CatgaError as error:
                 self._log.warn("tend", "the routes of %s could not be looked after: %s", self._service, error)
             except Exception as error:  # nobody awaits this task before the end
@@ -206,14 +227,65 @@ class Announcer:
                 log.error("this node stays unready: %s", problem)
         self.problems = changes.problems
         for route in changes.write:
-            await self._put(route.type, _encode(route))
+            await self._put(route.type, route)
         for route in changes.differing:
             await self._say_once(route)
-        await self._delete_lacking(changes.delete)
+        for route in changes.retire:
+            await self._retire(route)
+        for route in changes.delete:
+            await self._put(route.type, None)
+        needed = self._needed()
+        if needed != self.needed:
+            self.needed = needed
+            self._on_needed()
+
+    def _needed(self) -> frozenset[str]:
+        live = self._live()
+        return frozenset(
+            name
+            for name, route in self._board.routes.items()
+            if route.service == self._service and any(name in types for types in live)
+        )
+
+    async def retire(self, stream: str, patience: float) -> None:
+        """Before this node leaves: see that nothing is left of what only it handles.
+
+        Where others of the service live and none of them handles a type (its last version leaves, or a roll back goes
+        on), callers are told that nobody does, and what is stored by then is waited for. Where no others live nothing
+        is done: commands wait for the next start.
+
+        Args:
+            stream: The work queue.
+            patience: Seconds, at most.
+        """
+        live = self._live()
+        alone = [
+            route for route in self._mine if route.kind == "command" and sum(route.type in types for types in live) == 1
+        ]
+        if len(live) < 2 or not alone:
+            return
+        try:
+            async with asyncio.timeout(patience):
+                await self.tend()
+                await asyncio.sleep(HINT_SECONDS)
+                await self._wait_handled(stream)
+                for route in alone:
+                    await self._put(route.type, None)
+        except (TimeoutError, CatgaError) as error:
+            names = ", ".join(route.type for route in alone)
+            log.warning("commands that only this node handles (%s) may be left in %s: %r", names, stream, error)
+
+    async def _wait_handled(self, stream: str) -> None:
+        """Wait until all is done that is stored now."""
+        info = await self._jetstream.stream(stream)
+        last = 0 if info is None else info.last_sequence
+        while info is not None and info.messages and info.first_sequence <= last:
+            await asyncio.sleep(_LOOK_SECONDS)
+            info = await self._jetstream.stream(stream)
 
     async def _say_once(self, route: Route) -> None:
         """Have the route say what this node's class looks like: the last node to start is taken for the newest."""
-        if route.type in self._said or not await self._put(route.type, _encode(route)):
+        if route.type in self._said or not await self._put(route.type, route):
             return
         self._said.add(route.type)
         log.warning(
@@ -222,28 +294,26 @@ class Announcer:
             route.type,
         )
 
-    async def _delete_lacking(self, lacking: Sequence[Route]) -> None:
-        now = self._clock()
-        names = {route.type for route in lacking}
-        self._lacking_since = {name: self._lacking_since.get(name, now) for name in names}
-        for route in lacking:
-            if now - self._lacking_since[route.type] >= LACKING_SECONDS:
-                log.warning(
-                    "%s is no longer routed: not every live node of %s handles it. Callers are told NO_HANDLER.",
-                    route.type,
-                    self._service,
-                )
-                await self._put(route.type, b"")
+    async def _retire(self, route: Route) -> None:
+        if await self._put(route.type, msgspec.structs.replace(route, retired=True)):
+            log.warning(
+                "%s is no longer routed: not every live node of %s handles it. Callers are told NO_HANDLER.",
+                route.type,
+                self._service,
+            )
 
-    async def _put(self, type_name: str, value: bytes) -> bool:
+    async def _put(self, type_name: str, route: Route | None) -> bool:
         """Write an entry; return whether nobody else was faster."""
+        key = token(type_name)
+        value = b"" if route is None else _encode(route)
         try:
-            await self._bucket.write(token(type_name), value, self._board.revision(type_name))
+            sequence = await self._bucket.write(key, value, self._board.revision(type_name))
         except JetStreamRefusedError as error:
             if error.code != ApiError.WRONG_LAST_SEQUENCE:
                 raise
             self._nudge.set()  # look again
             return False
+        self._board.wrote(key, sequence, route)
         return True
 
     async def _read(self) -> None:

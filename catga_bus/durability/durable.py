@@ -251,6 +251,7 @@ class Durable:
             [self._route(entry) for entry in self._entries],
             lambda: [info.commands for info in self._members() if _may_own(info) and info.commands],
             self._clock,
+            on_needed=self._wake,
         )
         with contextlib.suppress(JetStreamError):  # it is tried again
             await self._announcer.tend()
@@ -322,6 +323,12 @@ class Durable:
             clock=self._clock,
         )
 
+    async def retire(self) -> None:
+        """Before this node says that it leaves: have what only it handles handled."""
+        if self._announcer is not None and self._has_commands:
+            patience = self._config.drain_timeout / 2
+            await self._announcer.retire(self._names.command_stream(self._identity.service), patience)
+
     async def leave(self) -> None:
         """Finish what has begun, give all partitions away, and have everything stored that was sent."""
         await asyncio.gather(*(table.leave() for table in self._tables.values()))
@@ -389,6 +396,10 @@ class Durable:
         for table in self._tables.values():
             table.suspend()
 
+    def _wake(self) -> None:
+        for table in self._tables.values():
+            table.wake()
+
     def _on_change(self, change: NodeChange) -> None:
         if change.node is not None and change.node.service == self._identity.service:
             for table in self._tables.values():
@@ -450,9 +461,10 @@ class Durable:
         ]
 
     def _routed(self, *, is_log: bool) -> frozenset[str]:
-        """The types that an owner should know: all that some live node of the service handles."""
-        known = [_types(info, is_log=is_log) for info in self._members() if _may_own(info)]
-        return frozenset[str]().union(*known)
+        """The types that an owner should know: those that may be stored and that some live node handles."""
+        if not is_log:
+            return frozenset() if self._announcer is None else self._announcer.needed
+        return frozenset[str]().union(*(info.events for info in self._members() if _may_own(info)))
 
     # -- calls -----------------------------------------------------------------------------------------------
 

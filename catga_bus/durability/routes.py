@@ -63,6 +63,9 @@ class Route(msgspec.Struct, frozen=True):
     schema: str = ""
     """Hash of what the bodies look like."""
 
+    retired: bool = False
+    """Whether no more is sent, because some node of the service lacks the type, while others handle what is stored."""
+
 
 _decode = msgspec.json.Decoder(Route).decode
 
@@ -279,4 +282,4 @@ async def read_route(bucket: KeyValue, type_name: str) -> Route | None:
         return None  # there is no such bucket: nobody handles anything
     route = decode_route(key, entry.value)
     # Long names are hashed: another type may have the same token.
-    return route if route is not None and route.type == type_name else None
+    return route if route is not None and route.type == type_name and not route.retired else None

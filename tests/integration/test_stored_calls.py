@@ -338,17 +338,6 @@ async def test_a_removed_type_is_refused_while_the_old_nodes_still_live(
     await asyncio.wait({tending})
 
 
-async def test_a_glimpse_of_a_node_without_the_type_deletes_nothing(url: str, start_node: Callable[..., Any]) -> None:
-    node = await (await start_node(url)).serve()
-
-    node.others = [set()]
-    await node.announcer.tend()
-    node.others = []
-    await node.announcer.tend()
-
-    assert await call(await start_node(url))
-
-
 async def test_a_lost_bucket_is_made_again(url: str, start_node: Callable[..., Any]) -> None:
     node = await (await start_node(url)).serve()
     await node.js.delete_stream("KV_t-routes")
@@ -370,8 +359,6 @@ async def test_two_services_with_one_type_stay_unready_and_are_named(url: str, s
     assert "command of the service 'shipping' and already a command of the service 'billing'" in problem
     first.types.remove("Debit")  # it moves to the other service
     first.announcer._mine = [route_of(Credit)]
-    await first.announcer.tend()
-    assert first.announcer._lacking_since
     await becomes(lambda: _tended(first, second), "the type has moved")
 
 

@@ -251,14 +251,30 @@ def test_a_command_is_routed_when_all_announce_it() -> None:
 
 
 def test_a_command_is_not_routed_once_somebody_lacks_it_whoever_looks() -> None:
-    assert changes([DEBIT, CREDIT], [{"Debit", "Credit"}, {"Credit"}]).delete == (DEBIT,)
+    assert changes([DEBIT, CREDIT], [{"Debit", "Credit"}, {"Credit"}]).retire == (DEBIT,)
+    assert changes([DEBIT, CREDIT], [{"Credit"}, {"Debit", "Credit"}], mine=[CREDIT]).retire == (DEBIT,)
     assert changes([DEBIT, CREDIT], [{"Credit"}], mine=[CREDIT]).delete == (DEBIT,)
+
+
+def test_a_retired_route_is_written_again_when_all_announce_it_and_deleted_when_nobody_does() -> None:
+    retired = msgspec.structs.replace(DEBIT, retired=True)
+
+    assert changes([retired], [{"Debit"}], mine=[DEBIT]).write == (DEBIT,)
+    assert changes([retired], [{"Debit"}, {"Credit"}], mine=[DEBIT]) == changes([retired], [{"Debit"}, set()], mine=[])
+    assert changes([retired], [{"Credit"}], mine=[]).delete == (retired,)
+
+
+async def test_a_retired_route_is_none_for_callers(desk: Desk) -> None:
+    desk.write(msgspec.structs.replace(DEBIT, retired=True))
+
+    assert await desk.find() is None
 
 
 def test_routes_of_other_services_and_of_events_are_left_alone() -> None:
     foreign = Route("Ship", "command", "shipping", 8, None)
 
-    assert changes([foreign, PAID], [{"Debit", "Credit"}]).delete == ()
+    found = changes([foreign, PAID], [{"Debit", "Credit"}])
+    assert (found.delete, found.retire) == ((), ())
 
 
 def test_an_event_is_routed_at_once_and_by_anybody() -> None:
@@ -316,7 +332,9 @@ def test_nodes_with_one_view_agree_and_come_to_rest(there: set[str], nodes: list
             found = route_changes("s", mine, board, nodes)
             assert not found.problems
             board |= {route.type: route for route in found.write}
+            board |= {route.type: msgspec.structs.replace(route, retired=True) for route in found.retire}
             for route in found.delete:
                 del board[route.type]
 
-    assert set(board) == set.intersection(*nodes)
+    assert {name for name, route in board.items() if not route.retired} == set.intersection(*nodes)
+    assert set(board) <= set.union(*nodes)
