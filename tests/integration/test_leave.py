@@ -146,7 +146,7 @@ async def test_a_thread_that_a_handler_left_behind_keeps_nobody(
 async def test_a_thread_of_a_service_that_cannot_start_keeps_nobody(start: Start, nats_server: NatsServer) -> None:
     node = start(nats_server.url, bus="unfit", LEAVER_THREAD="1")
     assert await node.has_ended(30.0) == 2
-    assert "stores no commands" in node.said
+    assert "commands and durable events need JetStream" in node.said
 
 
 async def test_what_a_program_does_at_exit_is_done(start: Start, nats_server: NatsServer) -> None:

@@ -207,10 +207,17 @@ async def send_takes_requests_and_commands_only() -> None:
 
 
 async def events_are_told() -> None:
-    calls: list[Callable[[Event], Coroutine[Any, Any, None]]] = [bus.publish, bus.broadcast]
+    calls: list[Callable[[Event], Coroutine[Any, Any, object]]] = [bus.publish, bus.broadcast]
     for call in calls:
         await call(Ticked(1))
         await call(Debited("a", 1))
+    assert_type(await bus.publish(Debited("a", 1), key="b", timeout=2.0), Stored | None)
+
+
+async def commands_are_stored() -> None:
+    assert_type(await bus.enqueue(Debit(account="a", cents=1), key=7, delay=1.0), Stored)
+    await bus.enqueue(Quote("a"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await bus.enqueue(Debit(account="a", cents=1), key=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def constructors_are_checked(request: Quote, frozen: FrozenQuote) -> None:
