@@ -16,8 +16,8 @@ from catga_bus.cluster.discovery import NodeDiscovery
 from catga_bus.cluster.records import NodeChange, NodeInfo, NodeStatus
 from catga_bus.config import BusConfig, check_name, check_text, checked_config, checked_metadata, server_urls
 from catga_bus.context import Context, Key
-from catga_bus.durability.inbox import Inbox
-from catga_bus.durability.inboxes import make_inbox
+from catga_bus.durability.inbox.addresses import make_inbox
+from catga_bus.durability.inbox.base import Inbox
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import (
     BusStateError,

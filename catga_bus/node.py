@@ -24,8 +24,8 @@ from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.stations import build_station
 from catga_bus.dispatch.threads import HandlerThreads
 from catga_bus.durability.durable import Durable, DurableStatistics
-from catga_bus.durability.inbox import Inbox
-from catga_bus.durability.workshop import HANDLER_SECONDS
+from catga_bus.durability.inbox.base import Inbox
+from catga_bus.durability.working.workshop import HANDLER_SECONDS
 from catga_bus.errors import CallError, InvalidMessageError
 from catga_bus.fanout import Fanout, FanoutStatistics
 from catga_bus.handlers.registry import Handler

@@ -18,10 +18,10 @@ from catga_bus.cli.options import (
 )
 from catga_bus.cli.output import print_json, print_value, table_console
 from catga_bus.cli.stored import showing_progress, with_jetstream, work_queue_of
-from catga_bus.durability.dead_letters import Buried, DeadLetters
-from catga_bus.durability.letters import Reason
-from catga_bus.durability.retrying import Tally, drop_many, queued_of, retry_many, retry_one
-from catga_bus.durability.work_queue import WorkQueue
+from catga_bus.durability.letters.dead_letters import Buried, DeadLetters
+from catga_bus.durability.letters.letters import Reason
+from catga_bus.durability.letters.retrying import Tally, drop_many, queued_of, retry_many, retry_one
+from catga_bus.durability.letters.work_queue import WorkQueue
 from catga_bus.errors import CatgaError, ConfigurationError
 from catga_bus.transport.jetstream import JetStream
 from catga_bus.wire import Names, token

@@ -13,8 +13,8 @@ from rich.text import Text
 from catga_bus.cli.nodes_view import visible
 from catga_bus.codec import DECODE_ERRORS, GateError
 from catga_bus.codec.walks import walk
-from catga_bus.durability.dead_letters import Buried
-from catga_bus.durability.letters import DeadLetter, Reason, decode_letter
+from catga_bus.durability.letters.dead_letters import Buried
+from catga_bus.durability.letters.letters import DeadLetter, Reason, decode_letter
 from catga_bus.transport.jetstream import StoredMessage, StreamInfo
 from catga_bus.wire import token
 

@@ -18,7 +18,7 @@ from catga_bus.cli.options import debug_option, json_option, keep_quiet, namespa
 from catga_bus.cli.output import print_json
 from catga_bus.cli.stored import open_jetstream, showing_progress, work_queue_of
 from catga_bus.clock import utc_now
-from catga_bus.durability.replay import MAX_NAME, ReplayPlan, ReplayProgress, replay
+from catga_bus.durability.letters.replay import MAX_NAME, ReplayPlan, ReplayProgress, replay
 from catga_bus.errors import CatgaError, ConfigurationError
 
 _EXAMPLES = """\b

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple, get_args
 from catga_bus.cli.partitions_view import Domain, Moves, PartitionRow, Place, Waiting, ordered, row_of
 from catga_bus.cli.streams_view import kind_of
 from catga_bus.cluster.records import NodeInfo
-from catga_bus.durability.log_reader import Range
-from catga_bus.durability.routes import PARTITIONS_KEY
+from catga_bus.durability.letters.log_reader import Range
+from catga_bus.durability.routes.routes import PARTITIONS_KEY
 from catga_bus.partition.hashing import MAX_PARTITIONS
 from catga_bus.partition.records import Held, consumer_of, read_record
 from catga_bus.transport.jetstream import JetStream, StoredMessage

@@ -12,8 +12,8 @@ import click
 from catga_bus.cli.connection import open_transport
 from catga_bus.cli.options import keep_quiet
 from catga_bus.clock import Clock, monotonic
-from catga_bus.durability.routes import partitions_in
-from catga_bus.durability.work_queue import WorkQueue
+from catga_bus.durability.letters.work_queue import WorkQueue
+from catga_bus.durability.routes.routes import partitions_in
 from catga_bus.errors import ConfigurationError
 from catga_bus.transport.jetstream import ApiError, JetStream, JetStreamRefusedError, JetStreamUnknownError
 from catga_bus.wire import Names

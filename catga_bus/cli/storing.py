@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from catga_bus.codec.frames import key_as_text
-from catga_bus.durability.repeating import Pauses, repeat
-from catga_bus.durability.routes import Route, partitions_in, read_route
-from catga_bus.durability.work_queue import record_of
+from catga_bus.durability.letters.repeating import Pauses, repeat
+from catga_bus.durability.letters.work_queue import record_of
+from catga_bus.durability.routes.routes import Route, partitions_in, read_route
 from catga_bus.errors import InvalidMessageError, NoHandlerError, Outcome
 from catga_bus.partition.hashing import partition_of
 from catga_bus.result import Stored

@@ -11,8 +11,8 @@ from catga_bus.cli.run import load_bus
 from catga_bus.cli.stored import open_jetstream, with_jetstream
 from catga_bus.cli.streams_view import StreamRow, kind_of, ordered, row_of, streams_table
 from catga_bus.clock import monotonic
-from catga_bus.durability.stream_plans import Change
-from catga_bus.durability.streams import Streams
+from catga_bus.durability.streams.plans import Change
+from catga_bus.durability.streams.streams import Streams
 from catga_bus.errors import ConfigurationError
 from catga_bus.transport.jetstream import JetStream
 from catga_bus.wire import Names

@@ -22,23 +22,23 @@ from catga_bus.codec import Gate, GateError
 from catga_bus.config import BusConfig
 from catga_bus.dispatch.deliveries import Station
 from catga_bus.dispatch.dispatcher import Dispatcher
-from catga_bus.durability.announcing import Announcer
-from catga_bus.durability.dead_letters import DeadLetters
-from catga_bus.durability.inbox import Inbox
-from catga_bus.durability.inboxes import check_retention
-from catga_bus.durability.outbox import Relay
-from catga_bus.durability.owners_bucket import OwnersBucket
-from catga_bus.durability.routes import Route, Routes, schema_hash
-from catga_bus.durability.schedule import Mover
-from catga_bus.durability.sender import Sender, SenderStatistics
-from catga_bus.durability.shop import WorkStatistics
-from catga_bus.durability.streams import Streams
-from catga_bus.durability.workshop import Workshop
+from catga_bus.durability.inbox.addresses import check_retention
+from catga_bus.durability.inbox.base import Inbox
+from catga_bus.durability.inbox.outbox import Relay
+from catga_bus.durability.letters.dead_letters import DeadLetters
+from catga_bus.durability.routes.announcing import Announcer
+from catga_bus.durability.routes.routes import Route, Routes, schema_hash
+from catga_bus.durability.sending.schedule import Mover
+from catga_bus.durability.sending.sender import Sender, SenderStatistics
+from catga_bus.durability.streams.streams import Streams
+from catga_bus.durability.working.shop import WorkStatistics
+from catga_bus.durability.working.workshop import Workshop
 from catga_bus.effects import Effects
 from catga_bus.errors import ConfigurationError
 from catga_bus.handlers.registry import Registered
 from catga_bus.messages import Command, Event
 from catga_bus.partition.keeper import Keeper, KeeperStatistics
+from catga_bus.partition.owners_bucket import OwnersBucket
 from catga_bus.partition.planner import Peer, Planner
 from catga_bus.partition.protocol import MayClaim, Party
 from catga_bus.partition.records import Domain

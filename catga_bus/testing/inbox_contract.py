@@ -1,4 +1,4 @@
-"""The contract of `catga_bus.durability.inbox.Inbox` as tests: every store inherits and passes them.
+"""The contract of `catga_bus.durability.inbox.base.Inbox` as tests: every store inherits and passes them.
 
 Inherit `InboxContract` and give it the fixture `make`: a function that returns an inbox, not yet open, on the store of
 a name; the same name is the same store. Statements are such as SQLite and PostgreSQL both take.
@@ -12,7 +12,15 @@ from typing import ClassVar, TypeAlias
 
 import pytest
 
-from catga_bus.durability.inbox import FencedError, Inbox, InboxError, Outbound, Recorded, SlowTransactionError, Unit
+from catga_bus.durability.inbox.base import (
+    FencedError,
+    Inbox,
+    InboxError,
+    Outbound,
+    Recorded,
+    SlowTransactionError,
+    Unit,
+)
 from catga_bus.partition.work import Fence
 from catga_bus.testing.waiting import eventually
 

@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 
 from catga_bus import Bus, Command, ConfigurationError, Context, Event, Ok, RetryOptions
-from catga_bus.durability.memory_inbox import MemoryInbox
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.memory_inbox import MemoryInbox
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.testing import eventually
 
 MakeBus = Callable[..., Bus]

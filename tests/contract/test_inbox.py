@@ -1,11 +1,11 @@
-"""Both inboxes keep the promises of `catga_bus.durability.inbox`."""
+"""Both inboxes keep the promises of `catga_bus.durability.inbox.base`."""
 
 from pathlib import Path
 
 import pytest
 
-from catga_bus.durability.memory_inbox import MemoryInbox
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.memory_inbox import MemoryInbox
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.testing.inbox_contract import InboxContract, Make
 
 TIMEOUT = 0.3

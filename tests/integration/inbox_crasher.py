@@ -14,8 +14,8 @@ import random
 import signal
 import sys
 
-from catga_bus.durability.inbox import FencedError, Outbound, Recorded
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.base import FencedError, Outbound, Recorded
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.effects import Fence
 
 FENCE = Fence(3, 100)

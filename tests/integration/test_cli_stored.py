@@ -13,8 +13,8 @@ import pytest
 from catga_bus import Bus, Command, Context, Event
 from catga_bus.cli import main
 from catga_bus.clock import monotonic, utc_now
-from catga_bus.durability.dead_letters import DeadLetters
-from catga_bus.durability.streams import Streams
+from catga_bus.durability.letters.dead_letters import DeadLetters
+from catga_bus.durability.streams.streams import Streams
 from catga_bus.testing import eventually
 from catga_bus.transport.carriers import make_jetstream
 from catga_bus.transport.jetstream import StreamConfig

@@ -15,8 +15,8 @@ from typing import IO
 
 import pytest
 
-from catga_bus.durability.inbox import Outbound, Recorded
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.base import Outbound, Recorded
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.effects import Fence
 
 CRASHER = Path(__file__).with_name("inbox_crasher.py")
@@ -134,7 +134,7 @@ async def test_a_frozen_owner_that_thaws_is_fenced(path: Path) -> None:
 async def test_a_process_that_dies_in_its_transaction_lets_the_others_go_on(path: Path) -> None:
     holder = f"""
 import asyncio, sys
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.effects import Fence
 async def main():
     inbox = SqliteInbox({str(path)!r}, transaction_timeout=60.0)

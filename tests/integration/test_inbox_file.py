@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from catga_bus.durability.inbox import InboxError, Recorded
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.base import InboxError, Recorded
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.effects import Fence
 from catga_bus.errors import ConfigurationError
 

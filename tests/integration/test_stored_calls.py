@@ -15,11 +15,11 @@ from catga_bus import Command, Err, Event, Ok
 from catga_bus.clock import monotonic
 from catga_bus.codec import Gate
 from catga_bus.config import checked_config
-from catga_bus.durability.announcing import Announcer
-from catga_bus.durability.routes import Route, Routes, schema_hash
-from catga_bus.durability.schedule import Mover
-from catga_bus.durability.sender import Sender
-from catga_bus.durability.streams import Streams
+from catga_bus.durability.routes.announcing import Announcer
+from catga_bus.durability.routes.routes import Route, Routes, schema_hash
+from catga_bus.durability.sending.schedule import Mover
+from catga_bus.durability.sending.sender import Sender
+from catga_bus.durability.streams.streams import Streams
 from catga_bus.errors import (
     CallError,
     ConfigurationError,

@@ -10,7 +10,7 @@ import pytest
 
 from catga_bus.clock import monotonic
 from catga_bus.config import checked_config
-from catga_bus.durability.streams import Streams
+from catga_bus.durability.streams.streams import Streams
 from catga_bus.errors import ConfigurationError, DisconnectedError, PermissionDeniedError
 from catga_bus.testing import RecordedEvents
 from catga_bus.transport.base import ConnectionOptions
@@ -285,7 +285,7 @@ async def test_a_cluster_of_three_holds_three_replicas(start_server: Callable[..
 
 
 def test_a_change_reads_as_a_sentence() -> None:
-    from catga_bus.durability.stream_plans import Change, Difference
+    from catga_bus.durability.streams.plans import Change, Difference
 
     change = Change("s", "update", (Difference("s", "max_bytes", 1, 2, can_change=True),))
 

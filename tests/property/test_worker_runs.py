@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from catga_bus import Context, Err, Fence, RetryOptions, Router
-from catga_bus.durability.worker import Worker
+from catga_bus.durability.working.worker import Worker
 from catga_bus.errors import CatgaError
 from catga_bus.testing import eventually
 from catga_bus.transport.jetstream import DeliveredMessage

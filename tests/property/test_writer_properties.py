@@ -10,9 +10,18 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catga_bus.durability.postings import WINDOW_MARGIN, Bounds, Line, Next, Posting, Record, after_failure, pause_after
-from catga_bus.durability.room import Room
-from catga_bus.durability.writer import Writer
+from catga_bus.durability.sending.postings import (
+    WINDOW_MARGIN,
+    Bounds,
+    Line,
+    Next,
+    Posting,
+    Record,
+    after_failure,
+    pause_after,
+)
+from catga_bus.durability.sending.room import Room
+from catga_bus.durability.sending.writer import Writer
 from catga_bus.errors import CallError, Outcome
 from catga_bus.result import Stored
 from catga_bus.transport.jetstream import (

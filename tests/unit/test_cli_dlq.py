@@ -13,9 +13,9 @@ import pytest
 from catga_bus.cli import main, stored
 from catga_bus.cli.dlq_view import Wanted, letter_object, size_text, utc_text
 from catga_bus.cli.stored import Opened
-from catga_bus.durability.dead_letters import Buried, DeadLetters
-from catga_bus.durability.letters import DeadLetter, Reason
-from catga_bus.durability.routes import PARTITIONS_KEY
+from catga_bus.durability.letters.dead_letters import Buried, DeadLetters
+from catga_bus.durability.letters.letters import DeadLetter, Reason
+from catga_bus.durability.routes.routes import PARTITIONS_KEY
 from catga_bus.partition.hashing import partition_of
 from catga_bus.transport.jetstream import ApiError, JetStreamRefusedError, StreamConfig
 from catga_bus.wire import Names

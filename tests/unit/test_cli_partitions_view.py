@@ -28,7 +28,7 @@ from catga_bus.cli.streams import rows_of, show_streams
 from catga_bus.cli.streams_view import age_text, kind_of, streams_table
 from catga_bus.cli.streams_view import row_of as stream_row
 from catga_bus.cluster.records import NodeInfo, NodeStatus
-from catga_bus.durability.routes import PARTITIONS_KEY
+from catga_bus.durability.routes.routes import PARTITIONS_KEY
 from catga_bus.errors import ConfigurationError
 from catga_bus.partition.records import Held, OwnerRecord, consumer_name, write_record
 from catga_bus.testing import eventually

@@ -16,8 +16,8 @@ from catga_bus.cli import calls, main, stored
 from catga_bus.cli.events import Replay, _instant, types_of
 from catga_bus.cli.stored import Opened
 from catga_bus.codec import Gate
-from catga_bus.durability.replay import ReplayPlan, ReplayProgress
-from catga_bus.durability.routes import PARTITIONS_KEY, Route
+from catga_bus.durability.letters.replay import ReplayPlan, ReplayProgress
+from catga_bus.durability.routes.routes import PARTITIONS_KEY, Route
 from catga_bus.errors import ConfigurationError
 from catga_bus.partition.hashing import partition_of
 from catga_bus.transport.jetstream import (

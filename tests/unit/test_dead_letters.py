@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from catga_bus.codec import Gate, GateError
-from catga_bus.durability import work_queue
-from catga_bus.durability.dead_letters import DeadLetters
-from catga_bus.durability.letters import MAX_ERROR, DeadLetter, Reason, decode_letter, encode_letter, shorten
-from catga_bus.durability.retrying import CannotRetryError, drop_many, queued_of, retry_many, retry_one
-from catga_bus.durability.work_queue import WorkQueue
+from catga_bus.durability.letters import work_queue
+from catga_bus.durability.letters.dead_letters import DeadLetters
+from catga_bus.durability.letters.letters import MAX_ERROR, DeadLetter, Reason, decode_letter, encode_letter, shorten
+from catga_bus.durability.letters.retrying import CannotRetryError, drop_many, queued_of, retry_many, retry_one
+from catga_bus.durability.letters.work_queue import WorkQueue
 from catga_bus.errors import InvalidMessageError, TooLargeError
 from catga_bus.partition.hashing import partition_of
 from catga_bus.transport.jetstream import (
@@ -158,7 +158,7 @@ async def test_a_stream_that_is_full_or_stays_silent_is_an_error(
     jetstream.fail("publish", JetStreamRefusedError(ApiError.STREAM_STORE_FAILED, "maximum bytes exceeded"))
     with pytest.raises(JetStreamRefusedError):
         await letters.bury(letter())
-    monkeypatch.setattr("catga_bus.durability.dead_letters.PATIENCE", 0.05)
+    monkeypatch.setattr("catga_bus.durability.letters.dead_letters.PATIENCE", 0.05)
     jetstream.fail("publish", *[UNKNOWN] * 1_000)
     with pytest.raises(JetStreamUnknownError):
         await letters.bury(letter())
@@ -386,7 +386,7 @@ async def test_what_stays_keeps_those_behind_it(
     assert (tally.done, tally.behind) == (0, 1)
     tally = await retry_many(letters, queue, lambda one: one.id == "m4", in_order=False)
     assert (tally.done, tally.behind) == (1, 0)
-    monkeypatch.setattr("catga_bus.durability.retrying.MAX_LANES", 1)
+    monkeypatch.setattr("catga_bus.durability.letters.retrying.MAX_LANES", 1)
     with pytest.raises(CannotRetryError, match="more than 1 keys"):
         await retry_many(letters, queue, lambda _: False)
 

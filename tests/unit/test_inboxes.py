@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from catga_bus.durability.inboxes import CLOCK_MARGIN, check_retention, is_too_old, make_inbox
-from catga_bus.durability.memory_inbox import MemoryInbox
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.addresses import CLOCK_MARGIN, check_retention, is_too_old, make_inbox
+from catga_bus.durability.inbox.memory_inbox import MemoryInbox
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.errors import ConfigurationError
 
 DAY = 86_400.0

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from catga_bus.clock import monotonic
-from catga_bus.durability.inbox import FencedError, InboxError, Recorded
-from catga_bus.durability.memory_inbox import MemoryInbox
-from catga_bus.durability.outbox import MAX_BATCH, MAX_WAITING, Line, Relay, Source
+from catga_bus.durability.inbox.base import FencedError, InboxError, Recorded
+from catga_bus.durability.inbox.memory_inbox import MemoryInbox
+from catga_bus.durability.inbox.outbox import MAX_BATCH, MAX_WAITING, Line, Relay, Source
 from catga_bus.effects import Fence, Outbound
 from catga_bus.resilience.retry import RetryOptions
 from catga_bus.testing import eventually

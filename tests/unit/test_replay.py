@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from catga_bus.codec import Gate
-from catga_bus.durability import log_reader, work_queue
-from catga_bus.durability.log_reader import Range
-from catga_bus.durability.replay import ReplayPlan, ReplayProgress, replay
-from catga_bus.durability.work_queue import WorkQueue
+from catga_bus.durability.letters import log_reader, work_queue
+from catga_bus.durability.letters.log_reader import Range
+from catga_bus.durability.letters.replay import ReplayPlan, ReplayProgress, replay
+from catga_bus.durability.letters.work_queue import WorkQueue
 from catga_bus.errors import CatgaError, ConfigurationError
 from catga_bus.partition.hashing import partition_of
 from catga_bus.transport.jetstream import (
@@ -152,7 +152,7 @@ async def test_what_cannot_be_replayed_is_counted(jetstream: ModelJetStream, que
 async def test_a_replay_goes_on_where_it_was_cut_off_and_stores_nothing_twice(
     jetstream: ModelJetStream, queue: WorkQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catga_bus.durability.replay.BATCH_RECORDS", 4)
+    monkeypatch.setattr("catga_bus.durability.letters.replay.BATCH_RECORDS", 4)
     for number in range(20):
         await store(jetstream, f"e{number}", key=f"k{number}")
     told: list[ReplayProgress] = []
@@ -210,7 +210,7 @@ async def test_half_of_the_queue_is_left_to_what_comes_for_the_first_time(
     jetstream: ModelJetStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work_queue, "_ROOM_SECONDS", 0.0)
-    monkeypatch.setattr("catga_bus.durability.replay.BATCH_RECORDS", 4)
+    monkeypatch.setattr("catga_bus.durability.letters.replay.BATCH_RECORDS", 4)
     await jetstream.update_stream(
         StreamConfig(
             name=QUEUE, subjects=(NAMES.commands("shop"),), retention="workqueue", max_bytes=8_000, discard="new"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catga_bus import Command
-from catga_bus.durability.announcing import route_changes
-from catga_bus.durability.routes import (
+from catga_bus.durability.routes.announcing import route_changes
+from catga_bus.durability.routes.routes import (
     ABSENT_SECONDS,
     EVENT_LOG,
     FRESH_SECONDS,

@@ -12,8 +12,8 @@ import pytest
 from catga_bus import Command, Err, Event, Ok, Stored
 from catga_bus.clock import monotonic
 from catga_bus.codec import Gate
-from catga_bus.durability.routes import Route, Routes, schema_hash
-from catga_bus.durability.sender import Sender
+from catga_bus.durability.routes.routes import Route, Routes, schema_hash
+from catga_bus.durability.sending.sender import Sender
 from catga_bus.errors import (
     Code,
     ConfigurationError,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from catga_bus.clock import monotonic
-from catga_bus.durability import sqlite_writer
-from catga_bus.durability.inbox import InboxError, Recorded, SlowTransactionError, Unit
-from catga_bus.durability.sqlite_inbox import SqliteInbox
-from catga_bus.durability.sqlite_store import Finished, SqliteStore
+from catga_bus.durability.inbox import sqlite_writer
+from catga_bus.durability.inbox.base import InboxError, Recorded, SlowTransactionError, Unit
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.sqlite_store import Finished, SqliteStore
 from catga_bus.effects import Fence
 
 FENCE = Fence(3, 100)

@@ -11,8 +11,8 @@ import pytest
 
 from catga_bus import wire
 from catga_bus.codec import Gate, GateError
-from catga_bus.durability.letters import decode_letter
-from catga_bus.durability.routes import Route
+from catga_bus.durability.letters.letters import decode_letter
+from catga_bus.durability.routes.routes import Route
 from catga_bus.errors import ConfigurationError
 from catga_bus.partition.hashing import partition_of
 from catga_bus.wire import Kind, Names, Status, join_batch, join_ids, service_subjects, token

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from catga_bus import Bulkhead, Context, Err, Fence, Refused, RetryOptions, Router
-from catga_bus.durability.letters import Reason
+from catga_bus.durability.letters.letters import Reason
 from catga_bus.testing import eventually
 from catga_bus.wire import Fault, Kind, Status, join_batch
 from tests.unit.work_rig import QUICK, STREAM, Close, Debit, Debited, Desk, Start

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from catga_bus import Context, Fence, RetryOptions, Router
-from catga_bus.durability.inbox import Recorded
-from catga_bus.durability.letters import Reason
+from catga_bus.durability.inbox.base import Recorded
+from catga_bus.durability.letters.letters import Reason
 from catga_bus.errors import CatgaError
 from catga_bus.testing import eventually
 from catga_bus.wire import Status

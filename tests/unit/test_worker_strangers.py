@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from catga_bus import Context, Router
-from catga_bus.durability import strangers
-from catga_bus.durability.letters import Reason
+from catga_bus.durability.letters.letters import Reason
+from catga_bus.durability.working import strangers
 from catga_bus.errors import CatgaError
 from catga_bus.testing import eventually
 from catga_bus.wire import PREFIX, Kind, join_batch

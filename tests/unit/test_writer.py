@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from catga_bus.durability.deadlines import Deadlines
-from catga_bus.durability.postings import Line, Posting
-from catga_bus.durability.room import Room
-from catga_bus.durability.writer import Writer
+from catga_bus.durability.sending.deadlines import Deadlines
+from catga_bus.durability.sending.postings import Line, Posting
+from catga_bus.durability.sending.room import Room
+from catga_bus.durability.sending.writer import Writer
 from catga_bus.errors import CallError, Outcome, OverloadedError
 from catga_bus.transport.jetstream import JetStreamUnknownError, PubAck
 from tests.unit.fake_streams import FakeStreams, batch
@@ -314,7 +314,7 @@ def test_a_caller_that_gives_up_makes_room_for_the_next() -> None:
 
 def test_too_many_callers_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr("catga_bus.durability.room.MAX_CALLERS", 2)
+        monkeypatch.setattr("catga_bus.durability.sending.room.MAX_CALLERS", 2)
         room, line = Room(frames=1), waiting_line()
         room.take(1)
         waiting = [asyncio.ensure_future(room.wait(line, 1.0)) for _ in range(2)]

@@ -15,10 +15,10 @@ from catga_bus.dispatch.deliveries import Delivery
 from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.dispatch.stations import build_station
 from catga_bus.dispatch.threads import HandlerThreads
-from catga_bus.durability.inbox import FencedError, InboxError, Recorded
-from catga_bus.durability.letters import DeadLetter
-from catga_bus.durability.worker import Worker
-from catga_bus.durability.workshop import HANDLER_SECONDS, Workshop
+from catga_bus.durability.inbox.base import FencedError, InboxError, Recorded
+from catga_bus.durability.letters.letters import DeadLetter
+from catga_bus.durability.working.worker import Worker
+from catga_bus.durability.working.workshop import HANDLER_SECONDS, Workshop
 from catga_bus.effects import Outbound, Transaction
 from catga_bus.errors import CatgaError
 from catga_bus.pulse import Pulse

@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from catga_bus.durability import postings, writer
-from catga_bus.durability.dead_letters import DeadLetters
-from catga_bus.durability.lookup import Lookup
-from catga_bus.durability.outcomes import Outcomes
-from catga_bus.durability.sqlite_store import SqliteStore
-from catga_bus.durability.worker import Worker
+from catga_bus.durability.inbox.sqlite_store import SqliteStore
+from catga_bus.durability.letters.dead_letters import DeadLetters
+from catga_bus.durability.sending import postings, writer
+from catga_bus.durability.working.lookup import Lookup
+from catga_bus.durability.working.outcomes import Outcomes
+from catga_bus.durability.working.worker import Worker
 from catga_bus.partition import records
 from catga_bus.partition.broker import Broker
 from catga_bus.partition.lanes import Lanes, State

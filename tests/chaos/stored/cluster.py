@@ -13,7 +13,7 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from catga_bus.durability.letters import decode_letter
+from catga_bus.durability.letters.letters import decode_letter
 from catga_bus.testing import eventually
 from catga_bus.wire import Names
 from tests.chaos.netns import Namespace

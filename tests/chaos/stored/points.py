@@ -25,11 +25,11 @@ from typing import Any, Literal
 import msgspec
 
 from catga_bus.durability import durable
-from catga_bus.durability.dead_letters import DeadLetters
-from catga_bus.durability.inbox import FencedError, Recorded
-from catga_bus.durability.letters import DeadLetter
-from catga_bus.durability.sql_inbox import SqlUnit
-from catga_bus.durability.sqlite_inbox import SqliteInbox
+from catga_bus.durability.inbox.base import FencedError, Recorded
+from catga_bus.durability.inbox.sql_inbox import SqlUnit
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
+from catga_bus.durability.letters.dead_letters import DeadLetters
+from catga_bus.durability.letters.letters import DeadLetter
 from catga_bus.effects import Fence
 from catga_bus.partition import keeper
 from catga_bus.partition.broker import Broker

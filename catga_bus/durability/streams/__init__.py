@@ -1,0 +1,1 @@
+"""The streams of a service: planned, created or compared, and changed only on demand."""
