@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -17,11 +16,12 @@ import msgspec
 from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import Identity
 from catga_bus.cluster.directory import Directory
-from catga_bus.cluster.records import NodeChange, NodeInfo, NodeStatus
-from catga_bus.codec import Gate, GateError
+from catga_bus.cluster.records import NodeChange
+from catga_bus.codec import Gate
 from catga_bus.config import BusConfig
 from catga_bus.dispatch.deliveries import Station
 from catga_bus.dispatch.dispatcher import Dispatcher
+from catga_bus.durability.holdings import Holdings, PartitionStatistics, may_own
 from catga_bus.durability.inbox.addresses import check_retention
 from catga_bus.durability.inbox.base import Inbox
 from catga_bus.durability.inbox.outbox import Relay
@@ -37,20 +37,16 @@ from catga_bus.effects import Effects
 from catga_bus.errors import ConfigurationError
 from catga_bus.handlers.registry import Registered
 from catga_bus.messages import Command, Event
-from catga_bus.partition.keeper import Keeper, KeeperStatistics
-from catga_bus.partition.owners_bucket import OwnersBucket
-from catga_bus.partition.planner import Peer, Planner
-from catga_bus.partition.protocol import MayClaim, Party
 from catga_bus.partition.records import Domain
-from catga_bus.partition.table import Table, TableStatistics
+from catga_bus.partition.work import Keeping, Work
 from catga_bus.rarely import RareLog
 from catga_bus.requests.answers import Answers
 from catga_bus.result import Stored
-from catga_bus.transport.base import Subscription, Transport
+from catga_bus.transport.base import Transport
 from catga_bus.transport.carriers import make_jetstream
 from catga_bus.transport.jetstream import JetStreamError
 from catga_bus.transport.key_value import KeyValue
-from catga_bus.wire import Kind, Names, Notice, join_notice
+from catga_bus.wire import Names
 
 log = logging.getLogger("catga_bus.durability")
 
@@ -59,13 +55,6 @@ SWEEP_SECONDS: Final = 60.0
 
 OUTBOX_SECONDS: Final = 30.0
 """Seconds for which one attempt at storing a message of the outbox goes on; then there is another."""
-
-
-class PartitionStatistics(msgspec.Struct, frozen=True):
-    """The partitions of one domain in this node."""
-
-    table: TableStatistics
-    keepers: KeeperStatistics
 
 
 class DurableStatistics(msgspec.Struct, frozen=True):
@@ -116,12 +105,10 @@ class Durable:
         self._identity = identity
         self._config = config
         self._inbox = inbox
-        self._look = look
         self._clock = clock
         self._log = RareLog(log, clock)
         self._jetstream = make_jetstream(transport, clock)
         self._streams = Streams(self._jetstream, names, identity.service, config, clock)
-        self._owners = OwnersBucket(self._jetstream, names)
         self.routes = Routes(self._jetstream, names, clock)
         self.sender = Sender(
             transport,
@@ -159,6 +146,20 @@ class Durable:
             utc=lambda: utc_now().timestamp(),
             rng=random.Random(),
         )
+        self._holdings = Holdings(
+            transport,
+            self._jetstream,
+            gate,
+            names,
+            directory,
+            service=identity.service,
+            node_id=identity.id,
+            employ=self._employ,
+            needed=lambda: () if self._announcer is None else self._announcer.needed,
+            timeout=config.heartbeat_timeout,
+            look=look,
+            clock=clock,
+        )
         self.send = self.sender.send  # looked up once, because it is used for every command
         self._starts_with_all = False
         self._entries: list[Registered] = []
@@ -166,9 +167,6 @@ class Durable:
         self._moving: asyncio.Task[None] | None = None
         self._announcer: Announcer | None = None
         self._announcing: asyncio.Task[None] | None = None
-        self._tables: dict[str, Table] = {}
-        self._kept: dict[str, KeeperStatistics] = {}
-        self._subscription: Subscription | None = None
         self._is_log_there = False
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -223,35 +221,39 @@ class Durable:
             return
         self._check_stores()
         one = self._identity
-        self._subscription = await self._transport.subscribe(
-            self._names.hand_over(one.service, one.id), self._on_notices
-        )
-        self._add_table(Domain(names=self._names, service=one.service), self._config.partitions)
+        queue = await self._jetstream.stream(self._names.command_stream(one.service))
+        replicas = 1 if queue is None else queue.config.replicas
+        self._holdings.add(Domain(names=self._names, service=one.service), self._config.partitions, replicas=replicas)
         if self._has_events:
             first = 1 if self._starts_with_all else await self._next_event()
             domain = Domain(names=self._names, service=one.service, types=one.events, start=first)
-            self._add_table(domain, self._streams.log_partitions)
+            self._holdings.add(domain, self._streams.log_partitions, replicas=replicas)
         self._directory.on_change.append(self._on_change)
-        self._directory.on_dead.append(self._on_dead)
         if self._inbox is not None:
             self._sweeper = asyncio.create_task(self._sweep())
         if self._has_commands and self._streams.has_schedules:
             self._mover = Mover(self._jetstream, self._names, one.service, self._clock, random.Random())
             self._moving = asyncio.create_task(self._mover.run())
-        await self._announce()
-        for table in self._tables.values():
-            table.start()
+        await self._announce(replicas)
+        await self._holdings.start()
 
-    async def _announce(self) -> None:
+    def _employ(self, keeping: Keeping, domain: Domain, partition: int, unknown: Callable[[str], bool]) -> Work:
+        return self.workshop.worker(keeping, domain.stream, partition, unknown, by_type=domain.is_log)
+
+    async def _announce(self, replicas: int) -> None:
         """Say what is handled here, and go on saying so."""
         self._announcer = Announcer(
             self._jetstream,
-            KeyValue(self._jetstream, self._names.routes_bucket()),
+            KeyValue(self._jetstream, self._names.routes_bucket(), replicas=replicas),
             self._identity.service,
             [self._route(entry) for entry in self._entries],
-            lambda: [info.commands for info in self._members() if _may_own(info) and info.commands],
+            lambda: [
+                info.commands
+                for info in self._directory.members(self._identity.service)
+                if may_own(info) and info.commands
+            ],
             self._clock,
-            on_needed=self._wake,
+            on_needed=self._holdings.wake,
         )
         with contextlib.suppress(JetStreamError):  # it is tried again
             await self._announcer.tend()
@@ -269,11 +271,6 @@ class Durable:
             schema=schema_hash(entry.message_type),
         )
 
-    async def _next_event(self) -> int:
-        """Return the sequence of the next event that is published: where a service without a position begins."""
-        info = await self._jetstream.stream(self._names.event_stream())
-        return 1 if info is None else info.last_sequence + 1
-
     def _check_stores(self) -> None:
         """Refuse to be a second store of a service: what one has done the other would do again.
 
@@ -281,47 +278,17 @@ class Durable:
             ConfigurationError: A live node of the service has another store.
         """
         one = self._identity
-        for info in self._members():
+        for info in self._directory.members(one.service):
             if info.id != one.id and info.store and one.store and info.store != one.store:
                 raise ConfigurationError(
                     f"node {info.id!r} of service {one.service!r} has the inbox store {info.store!r} and this one "
                     f"{one.store!r}: what one has done the other would do again; give both the same inbox="
                 )
 
-    def _add_table(self, domain: Domain, partitions: int) -> None:
-        me = self._identity.id
-        counts = self._kept[domain.kind] = KeeperStatistics()
-
-        def keep(partition: int, may_claim: MayClaim, on_change: Callable[[], None]) -> Keeper:
-            return Keeper(
-                self._jetstream,
-                self._owners,
-                domain,
-                partition,
-                Party(me, self._incarnation(), _nonce, _first_sequence),
-                lambda keeping: self.workshop.worker(
-                    keeping, domain.stream, partition, self._on_unknown, by_type=domain.is_log
-                ),
-                clock=self._clock,
-                may_claim=may_claim,
-                on_change=on_change,
-                look=self._look,
-                statistics=counts,
-            )
-
-        self._tables[domain.kind] = Table(
-            domain.kind,
-            Planner(partitions, me, self._incarnation, self._config.heartbeat_timeout),
-            me,
-            self._incarnation,
-            peers=lambda: self._peers(is_log=domain.is_log),
-            routed=lambda: self._routed(is_log=domain.is_log),
-            read_all=lambda: self._owners.read_all(domain),
-            read=lambda partition: self._owners.read_one(domain, partition),
-            keep=keep,
-            tell=self._tell,
-            clock=self._clock,
-        )
+    async def _next_event(self) -> int:
+        """Return the sequence of the next event that is published: where a service without a position begins."""
+        info = await self._jetstream.stream(self._names.event_stream())
+        return 1 if info is None else info.last_sequence + 1
 
     async def retire(self) -> None:
         """Before this node says that it leaves: have what only it handles handled."""
@@ -331,15 +298,12 @@ class Durable:
 
     async def leave(self) -> None:
         """Finish what has begun, give all partitions away, and have everything stored that was sent."""
-        await asyncio.gather(*(table.leave() for table in self._tables.values()))
+        await self._holdings.leave()
         await self.sender.wait_idle()
 
     async def close(self) -> None:
         """End everything; what is owned is found by the others."""
-        for table in self._tables.values():
-            await table.close()
-        if self._subscription is not None:
-            await self._subscription.close()
+        await self._holdings.close()
         tasks = [task for task in (self._sweeper, self._announcing, self._moving) if task is not None]
         for task in tasks:
             task.cancel()
@@ -356,9 +320,7 @@ class Durable:
         return DurableStatistics(
             sent=self.sender.statistics(),
             work=self.workshop.statistics(),
-            partitions={
-                kind: PartitionStatistics(table.statistics(), self._kept[kind]) for kind, table in self._tables.items()
-            },
+            partitions=self._holdings.statistics(),
         )
 
     @property
@@ -368,24 +330,21 @@ class Durable:
 
     def epochs(self, kind: str) -> Mapping[int, int]:
         """Return the partitions that this node works on, each with its epoch: for its heartbeats."""
-        table = self._tables.get(kind)
-        return {} if table is None else table.epochs()
+        return self._holdings.epochs(kind)
 
     # -- what happens ----------------------------------------------------------------------------------------
 
     def disconnected(self) -> None:
         """The connection was lost."""
         self._jetstream.disconnected()
-        for table in self._tables.values():
-            table.disconnected()
+        self._holdings.disconnected()
 
     def reconnected(self) -> None:
         """The connection is back."""
         self.sender.reconnected()
         if self._mover is not None:
             self._mover.reconnected()
-        for table in self._tables.values():
-            table.reconnected()
+        self._holdings.reconnected()
 
     def denied(self, subject: str) -> None:
         """The server refuses a subject."""
@@ -393,78 +352,13 @@ class Durable:
 
     def paused(self) -> None:
         """The process stood still: nothing starts before its partitions are known to be still its own."""
-        for table in self._tables.values():
-            table.suspend()
-
-    def _wake(self) -> None:
-        for table in self._tables.values():
-            table.wake()
+        self._holdings.paused()
 
     def _on_change(self, change: NodeChange) -> None:
         if change.node is not None and change.node.service == self._identity.service:
-            for table in self._tables.values():
-                table.wake()
+            self._holdings.wake()
             if self._announcer is not None:
                 self._announcer.nudge()
-
-    def _on_dead(self, info: NodeInfo) -> None:
-        if info.service == self._identity.service:
-            for table in self._tables.values():
-                table.departed(info.id)
-
-    def _on_unknown(self, type_name: str) -> bool:
-        """A message of a type is here that this node does not handle; return whether another one will."""
-        others = [info for info in self._members() if info.id != self._identity.id and _may_own(info)]
-        is_known = any(type_name in (*info.commands, *info.events) for info in others)
-        for table in self._tables.values():
-            table.wake()
-        return is_known
-
-    def _on_notices(self, _: str, payload: bytes, __: str, ___: Mapping[str, str] | None) -> None:
-        try:
-            if self._gate.kind(payload) != Kind.NOTICES:
-                return
-            batch = self._gate.notices(payload)
-        except GateError as error:
-            self._log.warn("gate", "a notice was not let in: %s", error)
-            return
-        for notice in batch.frames:
-            table = self._tables.get(notice.domain)
-            if table is not None:
-                table.on_notice(batch.head.sender, notice)
-
-    def _tell(self, node: str, notice: Notice) -> None:
-        if self._transport.is_connected:
-            self._transport.publish(
-                self._names.hand_over(self._identity.service, node), join_notice(self._identity.id, notice)
-            )
-
-    # -- who is there ----------------------------------------------------------------------------------------
-
-    def _incarnation(self) -> tuple[int, int]:
-        return self._directory.own.incarnation
-
-    def _members(self) -> list[NodeInfo]:
-        return self._directory.members(self._identity.service)
-
-    def _peers(self, *, is_log: bool) -> Sequence[Peer]:
-        return [
-            Peer(
-                id=info.id,
-                incarnation=info.incarnation,
-                is_live=info.status is not NodeStatus.FAULTED,
-                is_draining=info.status is NodeStatus.DRAINING,
-                epochs=info.event_partitions if is_log else info.partitions,
-                types=frozenset(_types(info, is_log=is_log)),
-            )
-            for info in self._members()
-        ]
-
-    def _routed(self, *, is_log: bool) -> frozenset[str]:
-        """The types that an owner should know: those that may be stored and that some live node handles."""
-        if not is_log:
-            return frozenset() if self._announcer is None else self._announcer.needed
-        return frozenset[str]().union(*(info.events for info in self._members() if _may_own(info)))
 
     # -- calls -----------------------------------------------------------------------------------------------
 
@@ -540,20 +434,3 @@ class Durable:
                 await self._inbox.sweep(utc_now().timestamp())
             except Exception as error:
                 self._log.warn("sweep", "the inbox cannot be swept: %s", error)
-
-
-def _types(info: NodeInfo, *, is_log: bool) -> tuple[str, ...]:
-    """Return the types that may lie in a domain and that a node handles; events may lie in the work queue, too."""
-    return info.events if is_log else (*info.commands, *info.events)
-
-
-def _may_own(info: NodeInfo) -> bool:
-    return info.status not in (NodeStatus.FAULTED, NodeStatus.DRAINING, NodeStatus.LEFT)
-
-
-def _nonce() -> str:
-    return secrets.token_hex(8)
-
-
-def _first_sequence() -> int:
-    return int(utc_now().timestamp() * 1000)
