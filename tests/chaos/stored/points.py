@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from catga_bus.durability import durable
+from catga_bus.durability import durable, holdings
 from catga_bus.durability.inbox.base import FencedError, Recorded
 from catga_bus.durability.inbox.sql_inbox import SqlUnit
 from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
@@ -216,6 +216,10 @@ def install(points: Points) -> None:
             await points.reach("buried", letter.id)
             return ack
 
-    keeper.Broker = TellingBroker  # type: ignore[misc]
-    durable.Keeper = TellingKeeper  # type: ignore[misc]
-    durable.DeadLetters = TellingDeadLetters  # type: ignore[misc]
+    for module, base, telling in (
+        (keeper, Broker, TellingBroker),
+        (holdings, Keeper, TellingKeeper),
+        (durable, DeadLetters, TellingDeadLetters),
+    ):
+        assert getattr(module, base.__name__) is base  # otherwise nothing would be told, and nothing be waited for
+        setattr(module, base.__name__, telling)
