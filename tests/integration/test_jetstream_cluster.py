@@ -3,8 +3,7 @@
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import pytest
@@ -18,20 +17,15 @@ from catga_bus.transport.jetstream import (
     ConsumerConfig,
     DeliveredMessage,
     JetStream,
-    JetStreamUnknownError,
     PubAck,
     StreamConfig,
 )
 from catga_bus.transport.key_value import Entry, KeyValue
 from catga_bus.transport.nats_core import NatsTransport
+from tests.patience import certain, pull_until
 from tests.servers import NatsServer, start_cluster
 
 pytestmark = [pytest.mark.nats, pytest.mark.slow]
-
-ELECTIONS = 40.0
-"""Seconds: the server takes 4 to 9 for one, and needs several to begin with."""
-
-T = TypeVar("T")
 
 
 class Events(RecordedEvents):
@@ -42,18 +36,6 @@ class Events(RecordedEvents):
     def on_disconnected(self, reason: str) -> None:
         super().on_disconnected(reason)
         self.jetstream.disconnected()
-
-
-async def certain(call: Callable[[], Awaitable[T]], unknown: Counter[str] | None = None) -> T:
-    """Repeat a call that may be repeated until its outcome is known."""
-    async with asyncio.timeout(ELECTIONS):
-        while True:
-            try:
-                return await call()
-            except JetStreamUnknownError as error:
-                if unknown is not None:
-                    unknown[str(error)] += 1
-                await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -180,5 +162,4 @@ async def test_a_puller_learns_that_its_leader_is_gone(
     again: list[DeliveredMessage] = []
     await consumption.close()
     fresh = await js.consume("s", "d", again.append, lambda _, __: None)
-    fresh.pull(10)
-    await eventually(lambda: [message.payload for message in again] == [b"a", b"b"], 20.0)
+    await pull_until(fresh, 10, lambda: [message.payload for message in again] == [b"a", b"b"])

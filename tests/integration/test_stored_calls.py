@@ -35,6 +35,7 @@ from catga_bus.transport.carriers import make_jetstream, make_transport
 from catga_bus.transport.jetstream import ConsumerConfig, DeliveredMessage, JetStream
 from catga_bus.transport.key_value import KeyValue
 from catga_bus.wire import Kind, MessageFrame, Names, Status, join_batch
+from tests.patience import certain, pull_until
 from tests.servers import NatsServer, start_cluster
 from tests.unit.fake_streams import batch
 
@@ -121,7 +122,9 @@ class Node:
     async def stored(self, stream: str) -> list[tuple[str, MessageFrame]]:
         """Return what lies in a stream, with its subjects."""
         reader = ConsumerConfig(name="reader", filters=(">",), max_ack_pending=1_000_000)
-        left = (await self.js.create_consumer(stream, reader)).pending
+        await certain(lambda: self.js.create_consumer(stream, reader))
+        # What a consumer says of itself may be old when it is asked for twice.
+        left = (await certain(lambda: self.js.stream(stream))).messages
         found: list[tuple[str, MessageFrame]] = []
 
         def take(message: DeliveredMessage) -> None:
@@ -131,10 +134,9 @@ class Node:
 
         consumption = await self.js.consume(stream, "reader", take, lambda *_: None)
         if left:
-            consumption.pull(left)
-        await eventually(lambda: not left, 30.0)
+            await pull_until(consumption, left, lambda: not left)
         await consumption.close()
-        await self.js.delete_consumer(stream, "reader")
+        await certain(lambda: self.js.delete_consumer(stream, "reader"))
         return found
 
     async def handle(self, answer: Callable[[MessageFrame], tuple[Status, Any]]) -> None:
