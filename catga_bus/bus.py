@@ -9,6 +9,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from catga_bus import forks
 from catga_bus.calling import Calling, after_a_turn, as_err, key_of_request
 from catga_bus.clock import Clock, monotonic
 from catga_bus.cluster.beats import Identity, check_identity
@@ -119,6 +120,7 @@ class Bus(Router):
         self._clock: Clock = monotonic
         self._state = BusState.NEW
         self._pid = os.getpid()
+        self._forks = forks.count
         self._is_id_drawn = node_id is None
         self._urls_in_use = self._urls
         self._node: Node | None = None
@@ -218,9 +220,10 @@ class Bus(Router):
         check_identity(self._identity())
 
     async def _start(self) -> None:
-        if self._is_id_drawn and self._pid != os.getpid():
+        if self._is_id_drawn and self._forks != forks.count:
             self.node_id = new_node_id(self.service)  # its siblings were made with the same one
         self._pid = os.getpid()
+        self._forks = forks.count
         if self._inbox is not None:
             await self._inbox.open()
             self._is_inbox_open = True
@@ -313,7 +316,7 @@ class Bus(Router):
         A second call waits for the first. A call that is cancelled does not end the closing. In the forked child of the
         process that started it, the bus is only marked as closed: the connection is the parent's.
         """
-        if self._starting is not None and self._pid != os.getpid():
+        if self._starting is not None and self._forks != forks.count:
             self._state = BusState.CLOSED
             self._node = None
             return
@@ -449,15 +452,17 @@ class Bus(Router):
         if node is not None or where is not None or self._calling.has_middleware:
             return await self._calling.send(request, timeout, node, where, key)
         here = self._node
-        if here is None or self._pid != os.getpid():
+        if here is None or self._forks != forks.count:
             here = self._open()
         limit = here.send_timeout if timeout is None else self._calling.checked_timeout(timeout)
         trace = None if here.trace is None else here.trace()
         if isinstance(request, Command):
             try:
-                return await here.durable.send(request, here.take_id(), timeout=limit, key=key, trace=trace)
+                result: Ok[R] | Err
+                result = await here.post(request, "Command", here.take_id(), limit, key, trace, wants_result=True)
             except CallError as error:
-                return await after_a_turn(as_err(error))
+                result = await after_a_turn(as_err(error))
+            return result
         if key is not None:
             raise key_of_request(request)
         if here.outgoing.is_blocked:
@@ -501,11 +506,12 @@ class Bus(Router):
         """
         here = self._node
         if here is not None and timeout is None and delay is None and at is None and not self._calling.has_middleware:
-            self._check_process()
+            if self._forks != forks.count:
+                self._check_process()
             trace = None if here.trace is None else here.trace()
-            return await here.durable.sender.enqueue(
-                command, here.take_id(), timeout=self.config.store_timeout, key=key, trace=trace
-            )
+            acceptance: Stored
+            acceptance = await here.post(command, "Command", here.take_id(), self.config.store_timeout, key, trace)
+            return acceptance
         stored = await self._calling.store(
             "enqueue", command, key=key, timeout=timeout, due_utc=self._calling.due(delay, at)
         )
@@ -672,7 +678,7 @@ class Bus(Router):
     # -- checks --------------------------------------------------------------------------------------------
 
     def _check_process(self) -> None:
-        if self._starting is not None and self._pid != os.getpid():
+        if self._starting is not None and self._forks != forks.count:
             raise BusStateError(
                 f"{self!r} was started in process {self._pid} and is used in its fork {os.getpid()}; "
                 f"make and start a bus in each process"

@@ -95,7 +95,7 @@ class Calling:
             )
         here, parent = self._open(), outgoing.parent
         try:
-            return await here.durable.send(
+            return await here.durable.sender.send(
                 command, _id_for(here, parent), key=outgoing.key, timeout=limit, trace=_trace(here, parent)
             )
         except CallError as error:

@@ -203,6 +203,7 @@ class Node:
         self.send_timeout = config.send_timeout
         self.take_id = ids.take
         self.call = self.caller.call
+        self.post = self.durable.sender.call
 
     def _on_gap(self, gap: float) -> None:
         self.responder.on_gap(gap)

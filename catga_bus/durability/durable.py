@@ -160,7 +160,6 @@ class Durable:
             look=look,
             clock=clock,
         )
-        self.send = self.sender.send  # looked up once, because it is used for every command
         self._starts_with_all = False
         self._entries: list[Registered] = []
         self._mover: Mover | None = None

@@ -54,7 +54,8 @@ class Answers:
     def expect(self, posting: Posting) -> None:
         """Wait for a result, until the posting's deadline."""
         self._pending[posting.id] = posting
-        self._deadlines.watch(posting.deadline)
+        if posting.deadline < self._deadlines.due:
+            self._deadlines.watch(posting.deadline)
 
     def forget(self, posting: Posting) -> None:
         """Wait no more; what comes is late."""

@@ -171,7 +171,7 @@ class Sender:
             ConfigurationError: The class is no command, or differs from its route in `partition_by`.
             PermissionDeniedError: The server refuses the subject to this user.
         """
-        result: Ok[Any] | Err = await self._post(command, "Command", message_id, timeout, key, trace, wants_result=True)
+        result: Ok[Any] | Err = await self.call(command, "Command", message_id, timeout, key, trace, wants_result=True)
         return result
 
     async def enqueue(
@@ -188,7 +188,7 @@ class Sender:
         Raises:
             CallError: It is not stored, or that is not known: see `outcome`. Otherwise as for `send`.
         """
-        stored: Stored = await self._post(command, "Command", message_id, timeout, key, trace)
+        stored: Stored = await self.call(command, "Command", message_id, timeout, key, trace)
         return stored
 
     async def enqueue_at(
@@ -234,7 +234,7 @@ class Sender:
         trace: str | None = None,
     ) -> Stored:
         """Store a durable event in the log and return when that is certain; raises as `enqueue` does."""
-        stored: Stored = await self._post(event, "Event", message_id, timeout, key, trace)
+        stored: Stored = await self.call(event, "Event", message_id, timeout, key, trace)
         return stored
 
     async def prepare(
@@ -273,7 +273,7 @@ class Sender:
 
     # -- to the lines --------------------------------------------------------------------------------------
 
-    async def _post(
+    async def call(
         self,
         message: Any,
         kind: Literal["Command", "Event"],
@@ -284,40 +284,50 @@ class Sender:
         *,
         wants_result: bool = False,
     ) -> Any:
-        """Send a message. Where nothing has to be waited for, it is in its line before anything else runs.
+        """Send a message; `send`, `enqueue` and `publish` are this.
 
-        Where it has to be, because a route must be read, what is sent meanwhile waits as well, whatever its type: else
-        a message of another type with the same key would overtake it.
+        Where nothing has to be waited for, it is in its line before anything else runs. Where it has to be, because a
+        route must be read, what is sent meanwhile waits as well, whatever its type: else a message of another type with
+        the same key would overtake it.
         """
         now = self._clock()
         deadline = now + timeout
+        remaining = timeout
         outlet = self._outlets.of(type(message), kind)
         if self._queued or self._is_closed or timeout <= 0.0 or not self._outlets.is_ready(outlet, now):
             await self._make_ready(outlet, deadline)
+            remaining = deadline - self._clock()
         text = key_of(message, outlet, key)
         line, subject = self._outlets.way(outlet, message_id if text is None else text)
         if not self._room.has(line):
             await self._wait_room(line, outlet.type_name, deadline)
+            remaining = deadline - self._clock()
         name = outlet.type_name
-        remaining_ms = max(0, int((deadline - self._clock()) * 1000.0)) if wants_result else None
+        remaining_ms = max(0, int(remaining * 1000.0)) if wants_result else None
         frame = encode_keyed(message, name, message_id, text, remaining_ms, trace, self._max_payload)
         if kind == "Command":
             self._commands += 1
         else:
             self._events += 1
-        posting = Posting(message_id, name, subject, frame, deadline, self._create_future())
+        future = self._create_future()
         if wants_result:
-            posting.decode = outlet.decode
+            posting = Posting(message_id, name, subject, frame, deadline, future, outlet.decode)
             self._answers.expect(posting)
+        else:
+            posting = Posting(message_id, name, subject, frame, deadline, future)
         self._writer.post(line, posting)
         try:
-            return await posting.future
+            result = await future
         except asyncio.CancelledError:
             self._writer.cancel(line, posting)
+            self._answers.forget(posting)
             raise
-        finally:
-            if wants_result:
-                self._answers.forget(posting)
+        except BaseException:
+            self._answers.forget(posting)
+            raise
+        if type(result) is Err:  # an answer that has come is not waited for any more
+            self._answers.forget(posting)
+        return result
 
     async def _make_ready(self, outlet: Outlet, deadline: float) -> None:
         """Have the route of a class, in the order of the calls."""
