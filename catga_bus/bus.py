@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from catga_bus import forks
 from catga_bus.calling import Calling, after_a_turn, as_err, key_of_request
@@ -19,6 +19,7 @@ from catga_bus.config import BusConfig, check_name, check_text, checked_config, 
 from catga_bus.context import Context, Key
 from catga_bus.durability.inbox.addresses import make_inbox
 from catga_bus.durability.inbox.base import Inbox
+from catga_bus.durability.sending.postings import Posting
 from catga_bus.embedded import EmbeddedServer
 from catga_bus.errors import (
     BusStateError,
@@ -457,11 +458,21 @@ class Bus(Router):
         limit = here.send_timeout if timeout is None else self._calling.checked_timeout(timeout)
         trace = None if here.trace is None else here.trace()
         if isinstance(request, Command):
+            message_id = here.take_id()
             try:
-                result: Ok[R] | Err
-                result = await here.post(request, "Command", here.take_id(), limit, key, trace, wants_result=True)
+                posting = here.post(request, "Command", message_id, limit, key, trace, wants_result=True)
             except CallError as error:
-                result = await after_a_turn(as_err(error))
+                return await after_a_turn(as_err(error))
+            if posting is None:
+                return await self._calling.send_stored(here, request, message_id, limit, key, trace)
+            result: Ok[R] | Err
+            try:
+                result = await posting.future
+            except BaseException:
+                self._drop(posting)
+                raise
+            if type(result) is Err:
+                self._drop(posting)  # unless it is an answer, one is still waited for
             return result
         if key is not None:
             raise key_of_request(request)
@@ -504,14 +515,14 @@ class Bus(Router):
             BusStateError: The bus is not started, closed, or was started before a fork.
             ConfigurationError: The message is no command, or its time cannot be; or the server cannot delay.
         """
-        here = self._node
-        if here is not None and timeout is None and delay is None and at is None and not self._calling.has_middleware:
-            if self._forks != forks.count:
-                self._check_process()
-            trace = None if here.trace is None else here.trace()
-            acceptance: Stored
-            acceptance = await here.post(command, "Command", here.take_id(), self.config.store_timeout, key, trace)
-            return acceptance
+        posting = None if delay is not None or at is not None else self._post(command, "Command", key, timeout)
+        if posting is not None:
+            try:
+                accepted: Stored = await posting.future
+            except BaseException:
+                self._drop(posting)
+                raise
+            return accepted
         stored = await self._calling.store(
             "enqueue", command, key=key, timeout=timeout, due_utc=self._calling.due(delay, at)
         )
@@ -537,7 +548,30 @@ class Bus(Router):
             BusStateError: The bus is not started, closed, or was started before a fork.
             ConfigurationError: The message is no event; or `key` or `timeout` is given for one that is not stored.
         """
+        posting = self._post(event, "Event", key, timeout)
+        if posting is not None:
+            try:
+                stored: Stored = await posting.future
+            except BaseException:
+                self._drop(posting)
+                raise
+            return stored
         return await self._calling.store("publish", event, key=key, timeout=timeout)
+
+    def _post(
+        self, message: Any, kind: Literal["Command", "Event"], key: Key | None, timeout: float | None
+    ) -> Posting | None:
+        """Put what is to be stored into its line, which is most of a call; None if it has to go the long way."""
+        here = self._node
+        if here is None or self._forks != forks.count or self._calling.has_middleware:
+            return None
+        limit = here.store_timeout if timeout is None else self._calling.checked_timeout(timeout)
+        trace = None if here.trace is None else here.trace()
+        return here.post(message, kind, here.take_id(), limit, key, trace)
+
+    def _drop(self, posting: Posting) -> None:
+        if self._node is not None:
+            self._node.durable.sender.forget(posting)
 
     async def broadcast(self, event: Event) -> None:
         """Send an event to every live node that handles it, at most once, in order per sender and handler.

@@ -94,10 +94,14 @@ class Calling:
                 f"mean nothing; leave them out, or make it a Request"
             )
         here, parent = self._open(), outgoing.parent
+        return await self.send_stored(here, command, _id_for(here, parent), limit, outgoing.key, _trace(here, parent))
+
+    async def send_stored(
+        self, here: Node, command: Command[Any], message_id: str, limit: float, key: Key | None, trace: str | None
+    ) -> Ok[Any] | Err:
+        """Send a command for which something may have to be waited for before it is written."""
         try:
-            return await here.durable.sender.send(
-                command, _id_for(here, parent), key=outgoing.key, timeout=limit, trace=_trace(here, parent)
-            )
+            return await here.durable.sender.send(command, message_id, key=key, timeout=limit, trace=trace)
         except CallError as error:
             return await after_a_turn(as_err(error))
 

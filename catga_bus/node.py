@@ -201,9 +201,10 @@ class Node:
         # Looked up once, because they are used for every call.
         self.trace = trace_source()
         self.send_timeout = config.send_timeout
+        self.store_timeout = config.store_timeout
         self.take_id = ids.take
         self.call = self.caller.call
-        self.post = self.durable.sender.call
+        self.post = self.durable.sender.post
 
     def _on_gap(self, gap: float) -> None:
         self.responder.on_gap(gap)

@@ -90,7 +90,7 @@ class Err(msgspec.Struct, frozen=True):
         raise self.error()
 
 
-class Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A command or event is accepted: it lies in a stream and will be handled."""
 
     stream: str

@@ -171,7 +171,7 @@ async def scenario(
                 ends[message_id] = await posting.future
         except TimeoutError as error:
             if not isinstance(error, CallError):
-                writer.cancel(line, posting)
+                writer.cancel(posting)
                 ends[message_id] = "gave up"
             else:
                 ends[message_id] = error

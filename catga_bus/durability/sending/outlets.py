@@ -40,6 +40,7 @@ class Outlet(msgspec.Struct, eq=False):
     """What is known of one message class on its way out."""
 
     cls: type
+    kind: Kind
     type_name: str
     key_field: str | None
     schema: str
@@ -83,7 +84,15 @@ class Outlets:
         Raises:
             ConfigurationError: The class is of another kind.
         """
-        return self._by_class.get(cls) or self._add(cls, kind)
+        outlet = self._by_class.get(cls)
+        return outlet if outlet is not None and outlet.kind == kind else self._add(cls, kind)
+
+    def ready(self, cls: type, kind: Kind, now: float) -> Outlet | None:
+        """Return the outlet of a class if the way of a message can be told without waiting."""
+        outlet = self._by_class.get(cls)
+        if outlet is None or outlet.kind != kind or outlet.route is None or now >= outlet.check_at:
+            return None
+        return outlet if self._routes.known(outlet.source, now) is outlet.route else None
 
     def is_ready(self, outlet: Outlet, now: float) -> bool:
         """Whether the way of a message can be told without waiting."""
@@ -143,6 +152,7 @@ class Outlets:
         is_event = kind == "Event"
         outlet = self._by_class[cls] = Outlet(
             cls,
+            kind,
             options.type_name,
             options.partition_by,
             schema_hash(cls),

@@ -39,7 +39,8 @@ WINDOW_MARGIN: Final = 5.0
 class Posting(msgspec.Struct, eq=False, gc=False):
     """One message on its way into a stream, and who waits for it.
 
-    Not tracked by the garbage collector, as `requests.calls.Call`: it is in no cycle.
+    Not tracked by the garbage collector, as `requests.calls.Call`: it is in a cycle with its line only while it waits
+    there, which nothing does for ever.
     """
 
     id: str
@@ -55,6 +56,9 @@ class Posting(msgspec.Struct, eq=False, gc=False):
     decode: Any = None
     """Makes a reply out of bytes; None if nobody waits for the result."""
 
+    line: "Line | None" = None
+    """Where it waits, or did."""
+
     is_written: bool = False
     """Whether a record with it may have reached a server."""
 
@@ -65,7 +69,7 @@ class Posting(msgspec.Struct, eq=False, gc=False):
     """Where it lies, once that is known."""
 
 
-class Record(msgspec.Struct, eq=False):
+class Record(msgspec.Struct, eq=False, gc=False):
     """What is written as one message, and the same each time."""
 
     id: str

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -13,6 +13,7 @@ from catga_bus.codec import Gate
 from catga_bus.codec.frames import encode_keyed
 from catga_bus.durability.routes.routes import Routes
 from catga_bus.durability.sending.answers import Answers
+from catga_bus.durability.sending.outlets import Kind as MessageKind
 from catga_bus.durability.sending.outlets import Outlet, Outlets, key_of
 from catga_bus.durability.sending.postings import Line, Posting
 from catga_bus.durability.sending.room import Room
@@ -262,21 +263,51 @@ class Sender:
         deadline = self._clock() + timeout
         subject = outbound.subject
         await self._wait_room(line, subject, deadline)
-        posting = Posting(outbound.message_id, subject, subject, outbound.frame, deadline, self._create_future())
+        future = self._create_future()
+        posting = Posting(outbound.message_id, subject, subject, outbound.frame, deadline, future)
         self._writer.post(line, posting)
         try:
-            stored: Stored = await posting.future
+            stored: Stored = await future
         except asyncio.CancelledError:
-            self._writer.cancel(line, posting)
+            self._writer.cancel(posting)
             raise
         return stored
 
     # -- to the lines --------------------------------------------------------------------------------------
 
+    def post(
+        self,
+        message: Any,
+        kind: MessageKind,
+        message_id: str,
+        timeout: float,
+        key: object,
+        trace: str | None,
+        *,
+        wants_result: bool = False,
+    ) -> Posting | None:
+        """Put a message into its line, before anything else runs; None if something has to be waited for: see `call`.
+
+        Whoever gets a posting awaits its future, and gives it to `forget` if that ends otherwise than by a success.
+        """
+        now = self._clock()
+        outlet = self._outlets.ready(type(message), kind, now)
+        if outlet is None or self._queued or self._is_closed or timeout <= 0.0:
+            return None
+        text = key_of(message, outlet, key)
+        line, subject = self._outlets.way(outlet, message_id if text is None else text)
+        if not self._room.has(line):
+            return None
+        remaining_ms = int(timeout * 1000.0) if wants_result else None
+        frame = encode_keyed(message, outlet.type_name, message_id, text, remaining_ms, trace, self._max_payload)
+        return self._put(
+            outlet, line, subject, message_id, frame, now + timeout, outlet.decode if wants_result else None
+        )
+
     async def call(
         self,
         message: Any,
-        kind: Literal["Command", "Event"],
+        kind: MessageKind,
         message_id: str,
         timeout: float,
         key: object,
@@ -284,50 +315,58 @@ class Sender:
         *,
         wants_result: bool = False,
     ) -> Any:
-        """Send a message; `send`, `enqueue` and `publish` are this.
+        """Send a message and return its end: what `send`, `enqueue` and `publish` have in common.
 
-        Where nothing has to be waited for, it is in its line before anything else runs. Where it has to be, because a
-        route must be read, what is sent meanwhile waits as well, whatever its type: else a message of another type with
-        the same key would overtake it.
+        Where a route must be read first, what is sent meanwhile waits as well, whatever its type: else a message of
+        another type with the same key would overtake it.
         """
-        now = self._clock()
-        deadline = now + timeout
-        remaining = timeout
-        outlet = self._outlets.of(type(message), kind)
-        if self._queued or self._is_closed or timeout <= 0.0 or not self._outlets.is_ready(outlet, now):
+        posting = self.post(message, kind, message_id, timeout, key, trace, wants_result=wants_result)
+        if posting is None:
+            deadline = self._clock() + timeout
+            outlet = self._outlets.of(type(message), kind)
             await self._make_ready(outlet, deadline)
-            remaining = deadline - self._clock()
-        text = key_of(message, outlet, key)
-        line, subject = self._outlets.way(outlet, message_id if text is None else text)
-        if not self._room.has(line):
+            text = key_of(message, outlet, key)
+            line, subject = self._outlets.way(outlet, message_id if text is None else text)
             await self._wait_room(line, outlet.type_name, deadline)
-            remaining = deadline - self._clock()
-        name = outlet.type_name
-        remaining_ms = max(0, int(remaining * 1000.0)) if wants_result else None
-        frame = encode_keyed(message, name, message_id, text, remaining_ms, trace, self._max_payload)
-        if kind == "Command":
+            remaining_ms = max(0, int((deadline - self._clock()) * 1000.0)) if wants_result else None
+            frame = encode_keyed(message, outlet.type_name, message_id, text, remaining_ms, trace, self._max_payload)
+            posting = self._put(
+                outlet, line, subject, message_id, frame, deadline, outlet.decode if wants_result else None
+            )
+        try:
+            result = await posting.future
+        except BaseException:
+            self.forget(posting)
+            raise
+        if type(result) is Err:
+            self.forget(posting)
+        return result
+
+    def forget(self, posting: Posting) -> None:
+        """Nobody waits for a posting any more: it is not written if it was not. Without effect if it has an end."""
+        self._writer.cancel(posting)
+        self._answers.forget(posting)
+
+    def _put(
+        self,
+        outlet: Outlet,
+        line: Line,
+        subject: str,
+        message_id: str,
+        frame: bytes,
+        deadline: float,
+        decode: Callable[[Any], Any] | None,
+    ) -> Posting:
+        future = self._create_future()
+        posting = Posting(message_id, outlet.type_name, subject, frame, deadline, future, decode)
+        if decode is not None:
+            self._answers.expect(posting)
+        if outlet.kind == "Command":
             self._commands += 1
         else:
             self._events += 1
-        future = self._create_future()
-        if wants_result:
-            posting = Posting(message_id, name, subject, frame, deadline, future, outlet.decode)
-            self._answers.expect(posting)
-        else:
-            posting = Posting(message_id, name, subject, frame, deadline, future)
         self._writer.post(line, posting)
-        try:
-            result = await future
-        except asyncio.CancelledError:
-            self._writer.cancel(line, posting)
-            self._answers.forget(posting)
-            raise
-        except BaseException:
-            self._answers.forget(posting)
-            raise
-        if type(result) is Err:  # an answer that has come is not waited for any more
-            self._answers.forget(posting)
-        return result
+        return posting
 
     async def _make_ready(self, outlet: Outlet, deadline: float) -> None:
         """Have the route of a class, in the order of the calls."""

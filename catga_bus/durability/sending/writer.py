@@ -129,6 +129,7 @@ class Writer:
 
     def post(self, line: Line, posting: Posting) -> None:
         """Write a message as soon as it is its turn; its future is resolved in any case."""
+        posting.line = line
         self._room.take(len(posting.frame))
         line.add(posting)
         if line not in self._working:
@@ -137,8 +138,11 @@ class Writer:
         if posting.deadline < self._deadlines.due:
             self._deadlines.watch(posting.deadline)
 
-    def cancel(self, line: Line, posting: Posting) -> None:
-        """Whoever waited does no more: what was not written is not."""
+    def cancel(self, posting: Posting) -> None:
+        """Whoever waited does no more: what was not written is not. Without effect if it has an end."""
+        line = posting.line
+        if posting.is_over or line is None:
+            return
         before = line.bytes
         count = len(line)
         line.cancel(posting)
@@ -171,7 +175,7 @@ class Writer:
             held = [] if line.record is None else line.record.postings
             for posting in [*held, *line.waiting]:
                 if posting.subject == subject and not posting.is_over:
-                    self.cancel(line, posting)
+                    self.cancel(posting)
                     endings.not_permitted(posting, subject)
         self._nudge.set()
 
