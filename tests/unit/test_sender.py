@@ -293,8 +293,10 @@ async def test_other_fields_than_the_service_has_are_warned_about_once(
 
 
 async def test_the_wrong_kind_of_message_is_named(bank: Bank) -> None:
-    with pytest.raises(ConfigurationError, match="Debited is an Event and not a Command"):
-        await bank.sender.enqueue(Debited("a"), "m1", timeout=1.0)  # type: ignore[arg-type]
+    for _ in ("unknown", "known"):
+        with pytest.raises(ConfigurationError, match="Debited is an Event and not a Command"):
+            await bank.sender.enqueue(Debited("a"), "m1", timeout=1.0)  # type: ignore[arg-type]
+        await bank.sender.publish(Debited("a"), "m2", timeout=1.0)
 
 
 async def test_without_a_log_of_events_there_is_nobody_to_tell(bank: Bank) -> None:

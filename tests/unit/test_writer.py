@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from catga_bus.durability.sending.deadlines import Deadlines
+from catga_bus.durability.sending.holds import SECONDS, worth_waiting_for
 from catga_bus.durability.sending.postings import Line, Posting
 from catga_bus.durability.sending.room import Room
 from catga_bus.durability.sending.writer import Writer
@@ -42,11 +43,13 @@ class Desk:
         self.wire = Wire()
         self.streams = FakeStreams()
         self.room = Room()
+        self.unanswered = 0
         rng = random.Random(1)
         self.writer = Writer(
             self.wire,  # type: ignore[arg-type]
             self.streams,  # type: ignore[arg-type]
             self.room,
+            unanswered=lambda: self.unanswered,
             sender="s",
             reply="r",
             window=WINDOW,
@@ -55,13 +58,19 @@ class Desk:
             rng=rng,
         )
 
-    def post(self, message_id: str, timeout: float = 5.0, size: int = 0, partition: int = 0) -> Posting:
+    def post(
+        self, message_id: str, timeout: float = 5.0, size: int = 0, partition: int = 0, decode: Any = None
+    ) -> Posting:
         """Send a message and return it."""
         frame = msgspec.msgpack.encode((message_id, "T", None, None, 1, None, "x" * size))
         future = asyncio.get_running_loop().create_future()
-        posting = Posting(message_id, "T", f"cmd.{partition}", frame, clock() + timeout, future)
+        posting = Posting(message_id, "T", f"cmd.{partition}", frame, clock() + timeout, future, decode)
         self.writer.post(self.writer.line("s", partition), posting)
         return posting
+
+    def sizes(self) -> list[int]:
+        """Return how many messages each record has."""
+        return [len(batch(message.payload).frames) for message in self.streams.stored]
 
     def stored(self) -> list[str]:
         return [frame.id for message in self.streams.stored for frame in batch(message.payload).frames]
@@ -344,3 +353,105 @@ def test_an_acknowledgement_says_where_each_message_lies() -> None:
         ]
 
     run(main())
+
+
+# -- larger records ----------------------------------------------------------------------------------------
+
+
+def test_a_line_with_many_on_their_way_gathers_half_as_many_for_its_next_record() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.unanswered = 64
+        desk.post("m0", decode=bytes)
+        await until_stored(desk, 1)
+        for number in range(1, 32):
+            desk.post(f"m{number}", decode=bytes)
+        await turns(20)
+        assert desk.sizes() == [1], "there are 31, and 32 are worth waiting for"
+        desk.post("m32", decode=bytes)
+        await turns(20)
+        assert desk.sizes() == [1, 32]
+
+    run(main())
+
+
+def test_what_is_gathered_is_written_after_two_milliseconds_at_most() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.unanswered = 64
+        desk.post("m0", decode=bytes)
+        await until_stored(desk, 1)
+        desk.post("m1", decode=bytes)
+        began = clock()
+        await until_stored(desk, 2)
+        assert 0.0 < clock() - began <= 2 * SECONDS
+        await asyncio.sleep(10 * SECONDS)
+        desk.post("m2", decode=bytes)
+        await turns(20)
+        assert desk.sizes() == [1, 1, 1], "nothing waits for long after the last record"
+
+    run(main())
+
+
+@pytest.mark.parametrize(("unanswered", "decode"), [(7, bytes), (64, None)])
+def test_nothing_is_gathered_by_who_has_few_on_their_way_or_awaits_no_result(unanswered: int, decode: Any) -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.unanswered = unanswered
+        for number in range(3):
+            desk.post(f"m{number}", decode=decode)
+            await turns(20)
+        assert desk.sizes() == [1, 1, 1]
+
+    run(main())
+
+
+def test_who_waits_until_all_is_written_does_not_wait_for_more() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.unanswered = 64
+        desk.post("m0", decode=bytes)
+        await until_stored(desk, 1)
+        last = desk.post("m1", decode=bytes)
+        began = clock()
+        await desk.writer.wait_idle()
+        assert last.stored is not None
+        assert clock() - began < SECONDS
+
+    run(main())
+
+
+def test_what_is_gathered_ends_with_the_bus_and_at_its_deadline() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.unanswered = 64
+        desk.post("m0", decode=bytes)
+        await until_stored(desk, 1)
+        held = desk.post("m1", decode=bytes)
+        await desk.writer.close()
+        end = await end_of(held)
+        assert (end.code, end.outcome) == ("DISCONNECTED", Outcome.NOT_RUN)
+        assert (desk.room.frames, desk.room.bytes) == (0, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("unanswered", "lines", "wanted"),
+    [(0, 1, 0), (7, 1, 0), (8, 1, 4), (1_024, 16, 32), (1_024, 256, 0), (65_536, 16, 128)],
+)
+def test_half_of_what_a_line_has_on_its_way_is_worth_waiting_for(unanswered: int, lines: int, wanted: int) -> None:
+    assert worth_waiting_for(unanswered, lines) == wanted
+
+
+async def turns(count: int) -> None:
+    """Let the loop turn without letting time pass."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until_stored(desk: Desk, records: int) -> None:
+    """Wait until so many records are stored, and their acknowledgements have been taken."""
+    while len(desk.streams.stored) < records:
+        await asyncio.sleep(0.0001)
+    await turns(5)

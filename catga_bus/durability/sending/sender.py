@@ -94,6 +94,7 @@ class Sender:
             transport,
             jetstream,
             self._room,
+            unanswered=self._answers.__len__,
             sender=sender,
             reply=self._answers.inbox,
             window=duplicate_window,

@@ -11,6 +11,7 @@ import msgspec
 from catga_bus.clock import Clock
 from catga_bus.durability.sending import endings
 from catga_bus.durability.sending.deadlines import Deadlines
+from catga_bus.durability.sending.holds import Holds, worth_waiting_for
 from catga_bus.durability.sending.postings import (
     MAX_RECORD_BYTES,
     Bounds,
@@ -80,6 +81,7 @@ class Writer:
         transport: The connection.
         jetstream: The streams.
         room: How much may wait.
+        unanswered: Tells of how many commands the result is awaited.
         sender: Id of this node, for the heads of records.
         reply: Where answers go.
         window: Seconds for which the streams recognise duplicates.
@@ -94,6 +96,7 @@ class Writer:
         jetstream: JetStream,
         room: Room,
         *,
+        unanswered: Callable[[], int],
         sender: str,
         reply: str,
         window: float,
@@ -104,6 +107,7 @@ class Writer:
         self._transport = transport
         self._jetstream = jetstream
         self._room = room
+        self._unanswered = unanswered
         self._sender = sender
         self._reply = reply
         self._window = window
@@ -115,6 +119,7 @@ class Writer:
         self._bounds = Bounds(bytes=min(MAX_RECORD_BYTES, transport.max_payload // 2))
         self._lines: dict[tuple[str, int], Line] = {}
         self._working: dict[Line, asyncio.Task[None]] = {}  # lines with something to write; each task ends by itself
+        self._holds = Holds(self._start, clock)
         self._denied: set[str] = set()  # subjects, since the connection came up
         self._nudge = asyncio.Event()  # set when it is worth trying again at once
         self._deadlines = Deadlines(self._end_late, clock)
@@ -132,9 +137,8 @@ class Writer:
         posting.line = line
         self._room.take(len(posting.frame))
         line.add(posting)
-        if line not in self._working:
-            # The first step of the task comes after this turn of the loop: what it adds travels together.
-            self._working[line] = self._loop.create_task(self._work(line))
+        if line not in self._working and len(line.waiting) >= line.wanted:
+            self._start(line)
         if posting.deadline < self._deadlines.due:
             self._deadlines.watch(posting.deadline)
 
@@ -171,7 +175,7 @@ class Writer:
     def denied(self, subject: str) -> None:
         """The server refuses a subject: end what waits for it."""
         self._denied.add(subject)
-        for line in list(self._working):
+        for line in self._busy():
             held = [] if line.record is None else line.record.postings
             for posting in [*held, *line.waiting]:
                 if posting.subject == subject and not posting.is_over:
@@ -181,12 +185,14 @@ class Writer:
 
     async def wait_idle(self) -> None:
         """Wait until nothing is left to write."""
+        self._holds.end_all()
         while self._working:
             await asyncio.wait(set(self._working.values()))
 
     async def close(self) -> None:
         """End what still waits; from then on nothing is taken."""
         self._deadlines.close()
+        self._holds.close()
         self._room.close()
         tasks = list(self._working.values())
         for task in tasks:
@@ -197,15 +203,36 @@ class Writer:
 
     # -- writing -------------------------------------------------------------------------------------------
 
+    def _busy(self) -> list[Line]:
+        """Return the lines in which something waits."""
+        return [*self._working, *self._holds.lines()]
+
+    def _start(self, line: Line) -> None:
+        """Work on a line on which nobody works."""
+        if line.wanted:
+            self._holds.end(line)
+        # The first step of the task comes after this turn of the loop: what it adds travels together.
+        self._working[line] = self._loop.create_task(self._work(line))
+
     async def _work(self, line: Line) -> None:
         try:
             while record := line.record or line.take(self._draw_id):
                 await self._attempt(line, record)
+                if record.wants_answer and line.record is None and self._is_held(line):
+                    break
         except Exception as error:  # nobody awaits this task before the end
             self._log.write(logging.ERROR, "broken", "%r cannot be written any more", line, error=error)
             self._end_all(line, f"it could not be written: {error!r}")
         finally:
             del self._working[line]
+
+    def _is_held(self, line: Line) -> bool:
+        """Have a line wait before its next record, if that is worth it."""
+        wanted = worth_waiting_for(self._unanswered(), len(self._lines))
+        if len(line.waiting) >= wanted:
+            return False
+        self._holds.hold(line, wanted)
+        return True
 
     async def _attempt(self, line: Line, record: Record) -> None:
         if self._transport.is_behind:
@@ -353,7 +380,7 @@ class Writer:
 
     def _end_late(self, now: float) -> float:
         due = math.inf
-        for line in self._working:
+        for line in self._busy():
             size = line.bytes
             late = line.expire(now)
             self._room.give(len(late), size - line.bytes)
