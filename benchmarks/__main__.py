@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import failover, heartbeats, hot_path, idle, memory, overload, partitions, requests
+from benchmarks import commands, failover, heartbeats, hot_path, idle, memory, overload, partitions, requests
 from benchmarks.errors import BenchmarkError, ServerUnreachableError, UsageError
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.reporting import make_progress, result_file, utc_now, write_json
@@ -24,6 +24,7 @@ _BENCHMARKS = {
     "heartbeats": heartbeats,
     "hot-path": hot_path,
     "partitions": partitions,
+    "commands": commands,
 }
 
 
@@ -75,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure catga_bus, and what it is compared with."
     )
-    commands = parser.add_subparsers(dest="benchmark", required=True)
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in _BENCHMARKS.items():
-        command = commands.add_parser(name, parents=[common], help=benchmark.HELP, description=benchmark.__doc__)
+        command = benchmarks.add_parser(name, parents=[common], help=benchmark.HELP, description=benchmark.__doc__)
         benchmark.add_arguments(command)
     return parser
 

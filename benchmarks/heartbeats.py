@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
-
 from benchmarks.errors import BenchmarkError
 from benchmarks.options import positive_integers, positive_number
 from benchmarks.processes import RoleProcess
@@ -92,10 +90,11 @@ def _watch(size: int, seconds: float, server: Server) -> Sample:
         if not node.call("see", timeout=_SEEN_SECONDS + _CALL_SECONDS, nodes=size, within=_SEEN_SECONDS):
             raise BenchmarkError(f"the node did not see all {size} nodes online within {_SEEN_SECONDS:g} s")
         time.sleep(_SETTLE_SECONDS)
-        before, server_before = node.call("read", timeout=_CALL_SECONDS), _cpu_seconds(server)
+        before, server_before = node.call("read", timeout=_CALL_SECONDS), server.cpu_seconds()
         time.sleep(seconds)
-        after, server_after = node.call("read", timeout=_CALL_SECONDS), _cpu_seconds(server)
-    return _sample(before, after, None if server.pid is None else server_after - server_before)
+        after, server_after = node.call("read", timeout=_CALL_SECONDS), server.cpu_seconds()
+    of_server = None if server_before is None or server_after is None else server_after - server_before
+    return _sample(before, after, of_server)
 
 
 def _sample(before: Reading, after: Reading, server_seconds: float | None) -> Sample:
@@ -111,13 +110,6 @@ def _sample(before: Reading, after: Reading, server_seconds: float | None) -> Sa
         probes=after.probes - before.probes,
         deaths=after.deaths,
     )
-
-
-def _cpu_seconds(server: Server) -> float:
-    if server.pid is None:
-        return 0.0
-    times = psutil.Process(server.pid).cpu_times()
-    return float(times.user + times.system)
 
 
 def _markdown(samples: Sequence[Sample]) -> str:

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.load import Run
 from benchmarks.machine import busy_percent, busy_seconds, core_count
 from benchmarks.processes import RoleProcess
@@ -37,6 +35,9 @@ class Side:
     module: str
     worker_options: dict[str, Any] = field(default_factory=dict)
     client_options: dict[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    """How many processes of the worker there are."""
+
     path: Path | None = None
     """Where its processes look for packages first; None for nowhere else."""
 
@@ -104,6 +105,8 @@ def measure_rounds(
     seconds: float,
     server: Server,
     progress: Progress,
+    *,
+    is_part: bool = False,
 ) -> Rounds:
     """Measure every side at every number in flight, so many times.
 
@@ -114,8 +117,10 @@ def measure_rounds(
         seconds: How long one measurement lasts, about.
         server: Where the sides meet.
         progress: Told of every measurement.
+        is_part: Whether the caller has told it how many there will be.
     """
-    progress.expect(rounds * len(levels) * len(sides))
+    if not is_part:
+        progress.expect(rounds * len(levels) * len(sides))
     measured: list[Measurement] = []
     busy: list[float] = []
     keys = tuple(sides)
@@ -149,53 +154,53 @@ def _measure_round(
     progress: Progress,
 ) -> Iterator[Measurement]:
     with ExitStack() as stack:
-        pairs = {key: _start(key, side, server, stack) for key, side in sides.items()}
+        teams = {key: _start(key, side, server, stack) for key, side in sides.items()}
         for in_flight in levels:
             for key, side in sides.items():
                 progress.step(f"round {number}: {in_flight:,} in flight, {side.title}")
-                yield _measure(number, key, in_flight, seconds, pairs[key], server)
+                yield _measure(number, key, in_flight, seconds, teams[key], server)
 
 
-def _start(key: str, side: Side, server: Server, stack: ExitStack) -> tuple[RoleProcess, RoleProcess]:
+def _start(key: str, side: Side, server: Server, stack: ExitStack) -> "_Team":
     # A namespace for each side, or the workers of both kinds of FastStream would share their work.
     where = {"url": server.url, "namespace": f"{server.namespace}-{key}"}
-    worker = RoleProcess(f"{side.module}:Worker", side.path, **where, **side.worker_options)
-    stack.enter_context(worker)
+    workers = [
+        stack.enter_context(RoleProcess(f"{side.module}:Worker", side.path, **where, **side.worker_options))
+        for _ in range(side.workers)
+    ]
     client = stack.enter_context(RoleProcess(f"{side.module}:Client", side.path, **where, **side.client_options))
-    return client, worker
+    return _Team(client, workers)
 
 
-def _measure(
-    number: int,
-    side: str,
-    in_flight: int,
-    seconds: float,
-    pair: tuple[RoleProcess, RoleProcess],
-    server: Server,
-) -> Measurement:
-    client, worker = pair
+@dataclass(frozen=True, slots=True)
+class _Team:
+    """The processes of one side."""
+
+    client: RoleProcess
+    workers: Sequence[RoleProcess]
+
+    def cpu_seconds(self, server: Server) -> tuple[float, float, float, float]:
+        """Return the processor time of client, workers, server and the whole machine so far."""
+        of_workers = sum(worker.cpu_seconds() for worker in self.workers)
+        return self.client.cpu_seconds(), of_workers, server.cpu_seconds() or 0.0, busy_seconds()
+
+
+def _measure(number: int, side: str, in_flight: int, seconds: float, team: _Team, server: Server) -> Measurement:
     patience = _PATIENCE_SECONDS + 10 * seconds
-    rate = client.call("calibrate", timeout=patience, in_flight=in_flight, seconds=seconds / 4)
+    rate = team.client.call("calibrate", timeout=patience, in_flight=in_flight, seconds=seconds / 4)
     requests = requests_for(rate, seconds, in_flight=in_flight)
-    before = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server), busy_seconds()]
-    result = client.call("measure", timeout=patience, in_flight=in_flight, requests=requests)
-    after = [client.cpu_seconds(), worker.cpu_seconds(), _server_cpu_seconds(server), busy_seconds()]
-    of_client, of_worker, of_server, of_all = (end - begin for begin, end in zip(before, after, strict=True))
-    of_others = max(0.0, of_all - of_client - of_worker - of_server)
+    before = team.cpu_seconds(server)
+    result = team.client.call("measure", timeout=patience, in_flight=in_flight, requests=requests)
+    after = team.cpu_seconds(server)
+    of_client, of_workers, of_server, of_all = (end - begin for begin, end in zip(before, after, strict=True))
+    of_others = max(0.0, of_all - of_client - of_workers - of_server)
     return Measurement(
         number,
         side,
         in_flight,
         result,
         of_client,
-        of_worker,
-        None if server.pid is None else of_server,
-        None if server.pid is None else of_others / result.seconds / core_count() * 100,
+        of_workers,
+        of_server if server.pids else None,
+        of_others / result.seconds / core_count() * 100 if server.pids else None,
     )
-
-
-def _server_cpu_seconds(server: Server) -> float:
-    if server.pid is None:
-        return 0.0
-    times = psutil.Process(server.pid).cpu_times()
-    return float(times.user + times.system)

@@ -7,12 +7,18 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+import nats
+import nats.errors
+import psutil
 
 from benchmarks.errors import BenchmarkError, ServerUnreachableError, UsageError
 from catga_bus.embedded import EmbeddedServer, find_server_binary
@@ -24,6 +30,8 @@ _PROBE_SECONDS = 3.0
 # A start takes 20 ms; a busy machine may take a hundred times as long.
 _START_SECONDS = 10.0
 _POLL_SECONDS = 0.005
+# A cluster elects its first leader within some seconds.
+_ELECTION_SECONDS = 30.0
 _PORT_TRIES = 50
 
 
@@ -41,11 +49,18 @@ class Server:
     version: str
     """As the server itself says."""
 
-    pid: int | None = None
-    """Its process, where the benchmark started it."""
+    pids: tuple[int, ...] = ()
+    """Its processes, where the benchmark started them; several of a cluster."""
 
     namespace: str = field(default_factory=_new_namespace)
     """First token of every subject of this run: nothing else on the server is touched."""
+
+    def cpu_seconds(self) -> float | None:
+        """Return the processor time used so far, user and system; None where it is not ours to look at."""
+        if not self.pids:
+            return None
+        every = [psutil.Process(pid).cpu_times() for pid in self.pids]
+        return sum(float(times.user + times.system) for times in every)
 
 
 @contextmanager
@@ -69,7 +84,7 @@ def open_server(url: str | None) -> Iterator[Server]:
         except CatgaError as error:
             raise UsageError(f"no private server: {error}; give one with --url") from error
         try:
-            yield Server(embedded.url, _version_at(embedded.url), embedded.pid)
+            yield Server(embedded.url, _version_at(embedded.url), () if embedded.pid is None else (embedded.pid,))
         finally:
             runner.run(embedded.stop())
 
@@ -79,17 +94,20 @@ class PlainServer:
 
     Its pings notice a client that freezes after minutes, where those of a private server of catga_bus take 1.5 s.
 
+    Args:
+        arguments: Of its command line, beside its address.
+
     Raises:
         UsageError: There is no nats-server to start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
         try:
             binary = find_server_binary()
         except ConfigurationError as error:
             raise UsageError(f"no server of its own: {error}") from error
         self._port = _free_port()
-        self._command = [str(binary), "-a", "127.0.0.1", "-p", str(self._port)]
+        self._command = [str(binary), "-a", "127.0.0.1", "-p", str(self._port), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"nats://127.0.0.1:{self._port}"
 
@@ -123,12 +141,70 @@ class PlainServer:
         self.kill()
         raise BenchmarkError(f"a nats-server at {self.url} did not come up; try again, the port may have been taken")
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
     def kill(self) -> None:
         """Kill it (SIGKILL) if it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+@contextmanager
+def open_cluster(size: int, *, is_synced: bool = False) -> Iterator[Server]:
+    """Hold servers of its own that replicate streams to each other.
+
+    Args:
+        size: How many servers; one is a server alone.
+        is_synced: Whether they write every message through to the disk before they confirm it.
+
+    Raises:
+        UsageError: There is no nats-server to start.
+        BenchmarkError: They do not answer, or elect no leader, within 30 s.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-servers-")))
+        routes = [_free_port() for _ in range(size)]
+        members: list[PlainServer] = []
+        for place, port in enumerate(routes):
+            config = directory / f"s{place}.conf"
+            config.write_text(_member_config(directory, place, port, routes, is_synced=is_synced))
+            members.append(stack.enter_context(PlainServer("-c", str(config))))
+        url = ",".join(member.url for member in members)
+        asyncio.run(_wait_for_streams(url, size))
+        yield Server(url, _version_at(url), tuple(member.pid for member in members))
+
+
+def _member_config(directory: Path, place: int, port: int, routes: Sequence[int], *, is_synced: bool) -> str:
+    sync = ", sync_interval: always" if is_synced else ""
+    lines = [f'server_name: "s{place}"', f'jetstream {{ store_dir: "{directory / f"s{place}"}"{sync} }}']
+    if len(routes) > 1:
+        others = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes)
+        lines.append(f'cluster {{ name: "bench", listen: "127.0.0.1:{port}", routes: [{others}], pool_size: -1 }}')
+    return "\n".join(lines) + "\n"
+
+
+async def _wait_for_streams(url: str, replicas: int) -> None:
+    """Wait until a stream with so many replicas can be made and written."""
+    until = time.monotonic() + _ELECTION_SECONDS
+    connection = await nats.connect(url.split(","))
+    try:
+        while time.monotonic() < until:
+            with suppress(nats.errors.Error, TimeoutError):
+                streams = connection.jetstream(timeout=2.0)
+                await streams.add_stream(name="probe", subjects=["probe"], num_replicas=replicas)
+                await streams.publish("probe", b"")
+                await streams.delete_stream("probe")
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+    finally:
+        await connection.close()
+    raise BenchmarkError(f"the servers at {url} store nothing after {_ELECTION_SECONDS:g} s")
 
 
 def _free_port() -> int:

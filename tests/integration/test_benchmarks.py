@@ -55,6 +55,34 @@ def test_requests_are_measured_for_every_side_and_number_in_flight(tmp_path):
     assert raw["machine"]["loop"] == "uvloop"
 
 
+@pytest.mark.nats
+def test_commands_are_measured_beside_the_reference_of_each_comparison(tmp_path):
+    sides = "send-16,enqueue-1,handled-16,faststream-handled"
+    text, raw = measured(tmp_path, "commands", "--seconds", "0.05", "--only", sides)
+
+    found = {name: {row["side"] for row in one["measurements"]} for name, one in raw["comparisons"].items()}
+    assert found == {
+        "result": {"request", "send-16"},
+        "accepted": {"publish-async", "enqueue-1"},
+        "handled": {"bare-handled", "faststream-handled", "handled-16"},
+    }
+    rates = [row["requests_per_second"] for one in raw["comparisons"].values() for row in one["measurements"]]
+    assert all(rate > 0 for rate in rates)
+    assert "send, 16 partitions / bare nats-py request, not stored" in text
+    assert "Streams on 1 server, not written through to the disk." in text
+
+
+@pytest.mark.nats
+def test_commands_are_measured_on_servers_that_replicate(tmp_path):
+    text, raw = measured(
+        tmp_path, "commands", "--seconds", "0.05", "--only", "enqueue-16", "--replicas", "3", "--synced"
+    )
+
+    assert list(raw["comparisons"]) == ["accepted"]
+    assert raw["settings"]["replicas"] == 3
+    assert "Streams on 3 servers, written through to the disk." in text
+
+
 def test_a_warm_up_whose_time_is_over_before_it_begins_still_tells_a_rate():
     class Client(LoadClient):
         async def call(self):
