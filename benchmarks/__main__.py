@@ -9,7 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import commands, failover, heartbeats, hot_path, idle, memory, overload, partitions, requests
+from benchmarks import (
+    backlog,
+    commands,
+    failover,
+    heartbeats,
+    hot_path,
+    idle,
+    memory,
+    overload,
+    partitions,
+    requests,
+    takeover,
+)
 from benchmarks.errors import BenchmarkError, ServerUnreachableError, UsageError
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.reporting import make_progress, result_file, utc_now, write_json
@@ -25,6 +37,8 @@ _BENCHMARKS = {
     "hot-path": hot_path,
     "partitions": partitions,
     "commands": commands,
+    "takeover": takeover,
+    "backlog": backlog,
 }
 
 

@@ -15,12 +15,10 @@ from benchmarks.options import positive_integer, positive_integers, positive_num
 from benchmarks.reporting import Progress, Report, figure, figure_with_spread, markdown_table
 from benchmarks.rounds import Measurement, Rounds, Side, measure_rounds
 from benchmarks.server import Server, open_cluster
+from benchmarks.sides.commands import PARTITIONS
 from benchmarks.statistics import Target, ratio_by_round, spread
 
 HELP = "durable commands in order per key, beside nats-py and FastStream on JetStream"
-
-PARTITIONS = 16
-"""Of the sides that are compared with others."""
 
 TARGETED_IN_FLIGHT = 1_024
 

@@ -52,6 +52,9 @@ class Server:
     pids: tuple[int, ...] = ()
     """Its processes, where the benchmark started them; several of a cluster."""
 
+    members: "tuple[PlainServer, ...]" = ()
+    """The servers of a cluster that the benchmark started, `s0` first."""
+
     namespace: str = field(default_factory=_new_namespace)
     """First token of every subject of this run: nothing else on the server is touched."""
 
@@ -177,7 +180,7 @@ def open_cluster(size: int, *, is_synced: bool = False) -> Iterator[Server]:
             members.append(stack.enter_context(PlainServer("-c", str(config))))
         url = ",".join(member.url for member in members)
         asyncio.run(_wait_for_streams(url, size))
-        yield Server(url, _version_at(url), tuple(member.pid for member in members))
+        yield Server(url, _version_at(url), tuple(member.pid for member in members), tuple(members))
 
 
 def _member_config(directory: Path, place: int, port: int, routes: Sequence[int], *, is_synced: bool) -> str:

@@ -13,8 +13,11 @@ ACCOUNTS = 1_000
 """How many keys there are: commands of one are handled one after another."""
 
 _NAMES = [f"account-{number:03}" for number in range(ACCOUNTS)]
-_SIZES = {"command_max_bytes": 1 << 30, "event_max_bytes": 1 << 28, "dead_letter_max_bytes": 1 << 26}
-# So that many sides fit into one server.
+BUS_OPTIONS = {"command_max_bytes": 1 << 30, "event_max_bytes": 1 << 28, "dead_letter_max_bytes": 1 << 26}
+"""So that many sides fit into one server."""
+
+PARTITIONS = 16
+"""Of the sides that are compared with others."""
 
 
 class Debit(Command[int], partition_by="account"):
@@ -65,7 +68,7 @@ class Worker(_Entered):
     """
 
     def __init__(self, url: str, namespace: str, *, is_away: bool = False, **options: Any) -> None:
-        super().__init__(Bus("bench", url=url, namespace=namespace, **{**_SIZES, **options}))
+        super().__init__(Bus("bench", url=url, namespace=namespace, **{**BUS_OPTIONS, **options}))
         self._bus.handler(debit)
         self._is_away = is_away
 

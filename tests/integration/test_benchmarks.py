@@ -83,6 +83,29 @@ def test_commands_are_measured_on_servers_that_replicate(tmp_path):
     assert "Streams on 3 servers, written through to the disk." in text
 
 
+@pytest.mark.nats
+def test_takeovers_and_hand_overs_are_timed_and_all_effects_counted(tmp_path):
+    text, raw = measured(tmp_path, "takeover", "--only", "kills,rolls")
+
+    kills, rolls = raw["parts"]["kills"], raw["parts"]["rolls"]
+    assert {move["kind"] for move in kills["moves"]} == {"kill", "hand-over"}
+    assert {move["kind"] for move in rolls["moves"]} == {"hand-over"}
+    for part in (kills, rolls):
+        assert part["count"]["effects"] > 0
+        assert not any(part["count"][name] for name in ("lost", "doubled", "out_of_order", "falls", "foreign"))
+    assert "killed (SIGKILL), from the signal" in text
+    assert "handed over in a rolling restart" in text
+
+
+@pytest.mark.nats
+def test_a_backlog_is_stored_and_worked_off(tmp_path):
+    text, raw = measured(tmp_path, "backlog", "--commands", "5000")
+
+    assert 0 < raw["first_handled_seconds"] <= raw["seconds"]
+    assert raw["peak_rss_bytes"] >= raw["rss_bytes_before_start"] > 0
+    assert "a node in front of 5,000 stored commands" in text
+
+
 def test_a_warm_up_whose_time_is_over_before_it_begins_still_tells_a_rate():
     class Client(LoadClient):
         async def call(self):
