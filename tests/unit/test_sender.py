@@ -273,6 +273,17 @@ async def test_a_flood_of_calls_reads_a_route_once(bank: Bank) -> None:
     assert bank.streams.reads == 2
 
 
+async def test_a_rush_before_the_route_is_known_ends_when_it_is(bank: Bank) -> None:
+    async def caller(name: int) -> None:
+        for n in range(10):
+            await bank.sender.enqueue(Debit("a"), f"{name}.{n}", timeout=10.0)
+
+    await asyncio.gather(*(caller(name) for name in range(200)))
+
+    assert bank.sender.statistics().written.messages == 2_000
+    assert bank.sender.statistics().written.records < 50, "one at a time they come back as fast as they are let through"
+
+
 async def test_another_partition_by_than_the_service_has_is_an_error(bank: Bank) -> None:
     bank.route(Debit, "billing", 16, partition_by="owner")
 

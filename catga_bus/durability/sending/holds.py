@@ -1,9 +1,9 @@
 """Lines that wait a moment before their next record, so that it is larger.
 
 A record costs the sender, the server and the owner of its partition about as much as thirty messages, and a line
-writes its next one as soon as the last is stored. Where many results are awaited, records are then small: the answers
-come a few at a time, and whoever gets one sends again. So a line with many of its messages on their way waits until
-half as many are gathered, or two milliseconds, which is little beside the time that so many take.
+writes its next one as soon as the last is stored. Where many calls wait, records are then small: what they wait for
+comes a few at a time, and whoever gets it sends again. So a line with many messages on their way waits until half as
+many are gathered, or two milliseconds, which is little beside the time that so many take.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ SECONDS: Final = 0.002
 """How long a line waits, at most, and a turn of the timer."""
 
 
-def worth_waiting_for(unanswered: int, lines: int) -> int:
+def worth_waiting_for(on_way: int, lines: int) -> int:
     """Return how many messages are to be gathered for a record; 0 if it is not to wait.
 
     Args:
-        unanswered: Commands on their way whose results are awaited.
+        on_way: Messages whose callers wait, for a result or until they are stored.
         lines: Among how many lines they are.
     """
-    wanted = unanswered // (2 * lines)
+    wanted = on_way // (2 * lines)
     return min(wanted, MOST) if wanted >= LEAST else 0
 
 

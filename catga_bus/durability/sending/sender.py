@@ -18,6 +18,7 @@ from catga_bus.durability.sending.outlets import Outlet, Outlets, key_of
 from catga_bus.durability.sending.postings import Line, Posting
 from catga_bus.durability.sending.room import Room
 from catga_bus.durability.sending.schedule import Scheduler
+from catga_bus.durability.sending.turnstile import Turnstile
 from catga_bus.durability.sending.writer import Writer, WriterStatistics
 from catga_bus.effects import Outbound
 from catga_bus.errors import DeadlineExceededError, DisconnectedError, Outcome
@@ -105,8 +106,7 @@ class Sender:
         self._sender = sender
         self._scheduler = Scheduler(jetstream, names, clock, rng)
         self._outlets = Outlets(routes, names, self._writer.line, clock)
-        self._turn = asyncio.Lock()  # whose route is being found
-        self._queued = 0  # calls that have it or wait for it
+        self._turnstile = Turnstile(self._outlets, clock)
         self._max_payload = transport.max_payload
         self._is_closed = False
         self._commands = self._events = 0
@@ -293,7 +293,7 @@ class Sender:
         """
         now = self._clock()
         outlet = self._outlets.ready(type(message), kind, now)
-        if outlet is None or self._queued or self._is_closed or timeout <= 0.0:
+        if outlet is None or self._turnstile.count or self._is_closed or timeout <= 0.0:
             return None
         text = key_of(message, outlet, key)
         line, subject = self._outlets.way(outlet, message_id if text is None else text)
@@ -372,20 +372,12 @@ class Sender:
     async def _make_ready(self, outlet: Outlet, deadline: float) -> None:
         """Have the route of a class, in the order of the calls."""
         self._check_open(outlet.type_name, deadline)
-        self._queued += 1
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                await self._turn.acquire()
-            try:
-                await self._outlets.make_ready(outlet, deadline)
-            finally:
-                self._turn.release()
+            await self._turnstile.enter(outlet, deadline)
         except DeadlineExceededError:
             raise
         except TimeoutError:
             pass  # said below
-        finally:
-            self._queued -= 1
         self._check_open(outlet.type_name, deadline)
 
     async def _wait_room(self, line: Line, what: str, deadline: float) -> None:

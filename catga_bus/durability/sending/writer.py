@@ -218,7 +218,7 @@ class Writer:
         try:
             while record := line.record or line.take(self._draw_id):
                 await self._attempt(line, record)
-                if record.wants_answer and line.record is None and self._is_held(line):
+                if line.record is None and self._is_held(line):
                     break
         except Exception as error:  # nobody awaits this task before the end
             self._log.write(logging.ERROR, "broken", "%r cannot be written any more", line, error=error)
@@ -228,7 +228,8 @@ class Writer:
 
     def _is_held(self, line: Line) -> bool:
         """Have a line wait before its next record, if that is worth it."""
-        wanted = worth_waiting_for(self._unanswered(), len(self._lines))
+        on_way = max(self._unanswered(), self._room.frames)  # what waits to be stored may be in both
+        wanted = worth_waiting_for(on_way, len(self._lines))
         if len(line.waiting) >= wanted:
             return False
         self._holds.hold(line, wanted)
