@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import (
     backlog,
     commands,
+    events,
     failover,
     heartbeats,
     hot_path,
@@ -37,6 +38,7 @@ _BENCHMARKS = {
     "hot-path": hot_path,
     "partitions": partitions,
     "commands": commands,
+    "events": events,
     "takeover": takeover,
     "backlog": backlog,
 }

@@ -36,7 +36,7 @@ async def debit(command: Debit) -> int:
     return command.cents
 
 
-class _Entered:
+class Entered:
     """Holds a bus while it is entered."""
 
     def __init__(self, bus: Bus) -> None:
@@ -57,7 +57,7 @@ class _Entered:
         await self._bus.__aexit__(kind, error, traceback)
 
 
-class Worker(_Entered):
+class Worker(Entered):
     """A node with one handler.
 
     Args:
@@ -80,7 +80,7 @@ class Worker(_Entered):
         return self
 
 
-class Client(_Entered, LoadClient):
+class Client(Entered, LoadClient):
     """A bus without handlers.
 
     Args:

@@ -84,6 +84,17 @@ def test_commands_are_measured_on_servers_that_replicate(tmp_path):
 
 
 @pytest.mark.nats
+def test_events_are_measured_until_every_service_has_handled_them(tmp_path):
+    text, raw = measured(tmp_path, "events", "--seconds", "0.05", "--services", "1,2", "--in-flight", "16")
+
+    for services in ("1", "2"):
+        rates = {row["side"]: row["requests_per_second"] for row in raw["services"][services]["measurements"]}
+        assert sorted(rates) == [f"bare-{services}", f"catga-{services}"]
+        assert all(rate > 0 for rate in rates.values())
+    assert "services that handle every event" in text
+
+
+@pytest.mark.nats
 def test_takeovers_and_hand_overs_are_timed_and_all_effects_counted(tmp_path):
     text, raw = measured(tmp_path, "takeover", "--only", "kills,rolls")
 
