@@ -5,6 +5,7 @@ alone. `FOUND` says which trial finds it, and by which check; what needs a serve
 is found by the simulation of ownership instead.
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable, Generator
 from typing import Any
@@ -23,6 +24,9 @@ from catga_bus.partition.lanes import Lanes, State
 from catga_bus.partition.protocol import Ownership
 from catga_bus.partition.records import Held
 from catga_bus.wire import partition_consumer
+
+LEAVING = 0.02
+"""Seconds in which what was written leaves the process, before it is killed."""
 
 BUGS: dict[str, Callable[[], None]] = {}
 
@@ -48,6 +52,7 @@ def acknowledge_before_commit() -> None:
 
     async def wrong(self: Outcomes, job: Any, *rest: Any) -> None:
         self._keeping.done(job.record.sequence)
+        await asyncio.sleep(LEAVING)
         await commit(self, job, *rest)
 
     Outcomes._commit = wrong  # type: ignore[method-assign]
@@ -78,6 +83,7 @@ def dead_letter_after_acknowledgement() -> None:
 
     async def wrong(self: Outcomes, job: Any, doom: Any) -> None:
         self._keeping.done(job.record.sequence)
+        await asyncio.sleep(LEAVING)
         await bury(self, job, doom)
 
     Outcomes._bury = wrong  # type: ignore[method-assign]
