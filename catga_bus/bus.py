@@ -218,6 +218,7 @@ class Bus(Router):
 
     def _check_registrations(self) -> None:
         check_identity(self._identity())
+        self._collected.registry.event_start()
 
     async def _start(self) -> None:
         if self._is_id_drawn and self._forks != forks.count:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -57,6 +57,9 @@ OUTBOX_SECONDS: Final = 30.0
 """Seconds for which one attempt at storing a message of the outbox goes on; then there is another."""
 
 
+_MAX_DENIED: Final = 1_000
+
+
 class DurableStatistics(msgspec.Struct, frozen=True):
     """What a node has stored, and what it has handled of what is stored; counts since its start."""
 
@@ -79,6 +82,7 @@ class Durable:
         identity: Who this node is.
         config: The options of the bus.
         inbox: Knows what is done; None: effects may happen again.
+        start: Where the service begins in the log of events if it has no position in it.
         look: Looks whether the process was paused, and tells of it.
         clock: Monotonic seconds.
     """
@@ -95,6 +99,7 @@ class Durable:
         identity: Identity,
         config: BusConfig,
         inbox: Inbox | None,
+        start: Literal["new", "all"],
         look: Callable[[], None],
         clock: Clock,
     ) -> None:
@@ -105,10 +110,12 @@ class Durable:
         self._identity = identity
         self._config = config
         self._inbox = inbox
+        self._start = start
+        self._denied: set[str] = set()  # subjects, since the connection came up
         self._clock = clock
         self._log = RareLog(log, clock)
         self._jetstream = make_jetstream(transport, clock)
-        self._streams = Streams(self._jetstream, names, identity.service, config, clock)
+        self._streams = Streams(self._jetstream, names, identity.service, config, clock, denied=lambda: self._denied)
         self.routes = Routes(self._jetstream, names, clock)
         self.sender = Sender(
             transport,
@@ -160,7 +167,6 @@ class Durable:
             look=look,
             clock=clock,
         )
-        self._starts_with_all = False
         self._entries: list[Registered] = []
         self._mover: Mover | None = None
         self._moving: asyncio.Task[None] | None = None
@@ -191,8 +197,6 @@ class Durable:
     def add(self, station: Station, entry: Registered) -> None:
         """Take on a command type or a durable event type."""
         (handler,) = entry.handlers
-        is_command = entry.options.kind == "Command"
-        self._starts_with_all |= handler.options.start == "all" and not is_command
         self._entries.append(entry)
         self.workshop.add(station, handler.options)
 
@@ -209,22 +213,28 @@ class Durable:
             await self._streams.ensure(commands=True, events=self._has_events)
             self._is_log_there = self._has_events
         if self._inbox is not None and self._has_events:
-            log_info = await self._jetstream.stream(self._names.event_stream())
+            log_info = await self._streams.info(self._names.event_stream())
             check_retention(self._inbox, self._names.event_stream(), log_info.config.max_age if log_info else 0.0)
 
     async def start(self) -> None:
-        """Listen for results, and keep partitions if there are handlers; after the node has joined the others."""
+        """Listen for results, and keep partitions if there are handlers; after the node has joined the others.
+
+        Raises:
+            ConfigurationError: Another node of the service has another inbox.
+            PermissionDeniedError: This user may not look at streams.
+            DisconnectedError: The server did not answer.
+        """
         await self.sender.start()
         self.routes.listen_on(self._transport)
         if not self._keeps_partitions:
             return
         self._check_stores()
         one = self._identity
-        queue = await self._jetstream.stream(self._names.command_stream(one.service))
+        queue = await self._streams.info(self._names.command_stream(one.service))
         replicas = 1 if queue is None else queue.config.replicas
         self._holdings.add(Domain(names=self._names, service=one.service), self._config.partitions, replicas=replicas)
         if self._has_events:
-            first = 1 if self._starts_with_all else await self._next_event()
+            first = 1 if self._start == "all" else await self._next_event()
             domain = Domain(names=self._names, service=one.service, types=one.events, start=first)
             self._holdings.add(domain, self._streams.log_partitions, replicas=replicas)
         self._directory.on_change.append(self._on_change)
@@ -286,7 +296,7 @@ class Durable:
 
     async def _next_event(self) -> int:
         """Return the sequence of the next event that is published: where a service without a position begins."""
-        info = await self._jetstream.stream(self._names.event_stream())
+        info = await self._streams.info(self._names.event_stream())
         return 1 if info is None else info.last_sequence + 1
 
     async def retire(self) -> None:
@@ -340,6 +350,8 @@ class Durable:
 
     def reconnected(self) -> None:
         """The connection is back."""
+        self._denied.clear()
+        self.routes.reconnected()
         self.sender.reconnected()
         if self._mover is not None:
             self._mover.reconnected()
@@ -347,6 +359,9 @@ class Durable:
 
     def denied(self, subject: str) -> None:
         """The server refuses a subject."""
+        if len(self._denied) < _MAX_DENIED:
+            self._denied.add(subject)
+        self.routes.denied(subject)
         self.sender.denied(subject)
 
     def paused(self) -> None:

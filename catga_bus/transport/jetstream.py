@@ -13,6 +13,9 @@ import msgspec
 
 from catga_bus.errors import CatgaError
 
+API_ROOT = "$JS.API."
+"""What the subjects of the JetStream API begin with."""
+
 MSG_ID_HEADER = "Nats-Msg-Id"
 EXPECTED_LAST_HEADER = "Nats-Expected-Last-Subject-Sequence"
 

@@ -105,9 +105,10 @@ class Line:
         waiting: What has not been written.
         bytes: Bytes of frames here, those of the record included.
         failures: Attempts that have failed since the last success.
+        trouble: How the last of them has failed; empty if none has.
     """
 
-    __slots__ = ("_cancelled", "_numbers", "bounds", "bytes", "failures", "record", "stream", "waiting")
+    __slots__ = ("_cancelled", "_numbers", "bounds", "bytes", "failures", "record", "stream", "trouble", "waiting")
 
     def __init__(self, stream: str, bounds: Bounds) -> None:
         self.stream = stream
@@ -116,6 +117,7 @@ class Line:
         self.waiting: deque[Posting] = deque()
         self.bytes = 0
         self.failures = 0
+        self.trouble = ""
         self._numbers = 0
         self._cancelled = 0  # postings in `waiting` that nobody waits for
 

@@ -148,6 +148,10 @@ class Streams:
                 await self._update(config, patience)
         return changes
 
+    async def info(self, name: str) -> StreamInfo | None:
+        """Return a stream, None if there is none; asked again while its servers do not answer. Raises as `ensure`."""
+        return await self._info(name, self._patience())
+
     def _patience(self, timeout: float | None = None) -> Patience:
         return Patience(self._clock, self._config.store_timeout if timeout is None else timeout, self._denied)
 
