@@ -513,9 +513,7 @@ class Bus(Router):
             acceptance: Stored
             acceptance = await here.post(command, "Command", here.take_id(), self.config.store_timeout, key, trace)
             return acceptance
-        stored = await self._calling.store(
-            "enqueue", command, key=key, timeout=timeout, due_utc=self._calling.due(delay, at)
-        )
+        stored = await self._calling.store("enqueue", command, key=key, timeout=timeout, delay=delay, at=at)
         assert stored is not None
         return stored
 
@@ -661,8 +659,9 @@ class Bus(Router):
         at: datetime | None,
     ) -> Stored:
         """Have a command stored on behalf of a handler: `Context.enqueue` calls this."""
-        due_utc = self._calling.due(delay, at)
-        stored = await self._calling.store("enqueue", command, key=key, timeout=timeout, due_utc=due_utc, parent=parent)
+        stored = await self._calling.store(
+            "enqueue", command, key=key, timeout=timeout, delay=delay, at=at, parent=parent
+        )
         assert stored is not None
         return stored
 

@@ -373,7 +373,10 @@ class Outgoing(msgspec.Struct, frozen=True):
     """The key given at the call, which goes over that in the message."""
 
     due_utc: float | None = None
-    """When a command is to be handled, in seconds since 1970; None for at once."""
+    """When a command is to be handled, in seconds since 1970; None for at once, or after `delay`."""
+
+    delay: float | None = None
+    """Seconds after which a command is to be handled, by the server's clock; None for at once, or at `due_utc`."""
 
     @property
     def remaining(self) -> float:

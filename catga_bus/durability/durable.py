@@ -385,18 +385,22 @@ class Durable:
         timeout: float,
         trace: str | None,
         due_utc: float | None,
+        delay: float | None,
         effects: Effects | None,
     ) -> Stored:
         """Store a command: at once, at its time, or with the commit of whoever sends it."""
+        is_later = due_utc is not None or delay is not None
         if effects is not None:
-            if due_utc is not None:
+            if is_later:
                 raise ConfigurationError(
                     f"{type(command).__name__}: what is sent with a commit cannot be delayed; enqueue it through the "
                     f"bus, or have the handler of another command delay it"
                 )
             return await self._with_commit(effects, command, message_id, key, timeout, trace)
-        if due_utc is not None:
-            return await self.sender.enqueue_at(command, message_id, due_utc, timeout=timeout, key=key, trace=trace)
+        if is_later:
+            return await self.sender.enqueue_later(
+                command, message_id, at_utc=due_utc, delay=delay or 0.0, timeout=timeout, key=key, trace=trace
+            )
         return await self.sender.enqueue(command, message_id, timeout=timeout, key=key, trace=trace)
 
     async def publish(
@@ -408,10 +412,11 @@ class Durable:
         timeout: float,
         trace: str | None,
         due_utc: float | None,
+        delay: float | None,
         effects: Effects | None,
     ) -> Stored:
         """Store a durable event: at once, or with the commit of whoever publishes it."""
-        del due_utc  # events have no time
+        del due_utc, delay  # events have no time
         await self._ensure_log(timeout)
         if effects is not None:
             return await self._with_commit(effects, event, message_id, key, timeout, trace)

@@ -84,6 +84,7 @@ class Customer:
     def __init__(self, bus: Bus, *, accounts: int = 5, ballast: int = 0) -> None:
         self.accepted: dict[str, list[int]] = defaultdict(list)
         self.errors: list[CallError] = []
+        self.is_over = False
         self._bus = bus
         self._accounts = [f"a-{number}" for number in range(accounts)]
         self._ballast = "x" * ballast
@@ -107,8 +108,8 @@ class Customer:
                 await asyncio.sleep(0.05)
 
     async def go_on(self) -> None:
-        """Debit until cancelled."""
-        while True:
+        """Debit until `is_over`; whoever is cancelled would not know what became of the last number."""
+        while not self.is_over:
             await self.debit(30.0)
             await asyncio.sleep(0.002)
 
