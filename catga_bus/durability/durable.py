@@ -16,7 +16,7 @@ import msgspec
 from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import Identity
 from catga_bus.cluster.directory import Directory
-from catga_bus.cluster.records import NodeChange
+from catga_bus.cluster.records import NodeChange, NodeInfo
 from catga_bus.codec import Gate
 from catga_bus.config import BusConfig
 from catga_bus.dispatch.deliveries import Station
@@ -288,11 +288,19 @@ class Durable:
         """
         one = self._identity
         for info in self._directory.members(one.service):
-            if info.id != one.id and info.store and one.store and info.store != one.store:
-                raise ConfigurationError(
-                    f"node {info.id!r} of service {one.service!r} has the inbox store {info.store!r} and this one "
-                    f"{one.store!r}: what one has done the other would do again; give both the same inbox="
-                )
+            if self._has_other_store(info):
+                raise ConfigurationError(self._two_stores(info))
+
+    def _has_other_store(self, info: NodeInfo) -> bool:
+        one = self._identity
+        return info.id != one.id and bool(info.store) and bool(one.store) and info.store != one.store
+
+    def _two_stores(self, info: NodeInfo) -> str:
+        one = self._identity
+        return (
+            f"node {info.id!r} of service {one.service!r} has the inbox store {info.store!r} and this one "
+            f"{one.store!r}: what one has done the other would do again; give both the same inbox="
+        )
 
     async def _next_event(self) -> int:
         """Return the sequence of the next event that is published: where a service without a position begins."""
@@ -370,6 +378,9 @@ class Durable:
 
     def _on_change(self, change: NodeChange) -> None:
         if change.node is not None and change.node.service == self._identity.service:
+            if self._has_other_store(change.node):
+                # Both have started while they could not hear each other.
+                self._log.write(logging.ERROR, "stores", "%s", self._two_stores(change.node))
             self._holdings.wake()
             if self._announcer is not None:
                 self._announcer.nudge()

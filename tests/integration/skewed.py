@@ -1,4 +1,6 @@
-"""A service whose wall clock is wrong, in a process of its own: `catga run tests.integration.skewed:bus`.
+"""A service whose wall clock is wrong, in a process of its own, which the account `killer` ends.
+
+    catga run tests.integration.skewed:bus
 
 Every room of the package that reads the wall clock reads a wrong one; the environment says by how much.
 """
@@ -37,6 +39,8 @@ bus = Bus(SERVICE, url=os.environ["SERVER"], inbox=os.environ["INBOX"], **OPTION
 
 @bus.handler
 async def debit(command: Debit, ctx: Context) -> int:
+    if command.account == "killer":
+        os._exit(99)
     transaction = await ctx.transaction()
     assert ctx.fence is not None
     await transaction.execute(

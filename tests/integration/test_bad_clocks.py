@@ -2,10 +2,7 @@
 
 import asyncio
 import itertools
-import sqlite3
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,12 +13,11 @@ from catga_bus.clock import monotonic
 from catga_bus.durability.inbox.addresses import CLOCK_MARGIN, is_too_old
 from catga_bus.durability.inbox.base import Recorded
 from catga_bus.durability.inbox.memory_inbox import MemoryInbox
-from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.durability.sending import schedule
 from catga_bus.effects import Fence
 from catga_bus.testing import eventually
 from tests.integration.nodes import NodeProcess
-from tests.integration.till import OWNERS, QUEUE, SERVICE, Customer, Debit, MakeBus, Till, jetstream_of
+from tests.integration.till import OWNERS, QUEUE, SERVICE, Customer, Debit, Effects, MakeBus, Till, jetstream_of
 from tests.servers import NatsServer
 
 StartServer = Callable[..., NatsServer]
@@ -31,43 +27,6 @@ HOUR = 3_600.0
 DAY = 24 * HOUR
 
 both_ways = pytest.mark.parametrize("skew", [HOUR, -HOUR], ids=["ahead", "behind"])
-
-
-class Effects:
-    """The table that the nodes write, in a store that they share."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def address(self) -> str:
-        return f"sqlite://{self.path}"
-
-    async def make(self) -> None:
-        inbox = SqliteInbox(self.path)
-        await inbox.open()
-        await inbox.script(["CREATE TABLE debits (account TEXT, cents INTEGER, partition INTEGER, epoch INTEGER)"])
-        await inbox.close()
-
-    def rows(self) -> list[tuple[str, int, int, int]]:
-        """Return them in the order of their commits."""
-        with closing(sqlite3.connect(self.path)) as connection:
-            return connection.execute("SELECT * FROM debits ORDER BY rowid").fetchall()
-
-    @property
-    def count(self) -> int:
-        return len(self.rows())
-
-    def check(self, accepted: dict[str, list[int]]) -> None:
-        """Every debit once and in order, and epochs never fall."""
-        done: dict[str, list[int]] = defaultdict(list)
-        epochs: dict[int, list[int]] = defaultdict(list)
-        for account, cents, partition, epoch in self.rows():
-            done[account].append(cents)
-            epochs[partition].append(epoch)
-        assert done == accepted
-        for partition, rising in epochs.items():
-            assert rising == sorted(rising), f"the epochs of partition {partition} fall: {rising}"
 
 
 @pytest.fixture

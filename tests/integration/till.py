@@ -1,13 +1,17 @@
 """A service whose handlers write down what they did, for tests of what goes wrong under a running cluster."""
 
 import asyncio
+import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from catga_bus import Bus, CallError, Command, Context, RetryOptions
+from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.node import Node
 from catga_bus.transport.asking import ask
 from catga_bus.transport.jetstream import JetStream
@@ -121,6 +125,43 @@ class Customer:
             return False
         self.accepted[account].append(number)
         return True
+
+
+class Effects:
+    """The table that the nodes write, in a store that they share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def address(self) -> str:
+        return f"sqlite://{self.path}"
+
+    async def make(self) -> None:
+        inbox = SqliteInbox(self.path)
+        await inbox.open()
+        await inbox.script(["CREATE TABLE debits (account TEXT, cents INTEGER, partition INTEGER, epoch INTEGER)"])
+        await inbox.close()
+
+    def rows(self) -> list[tuple[str, int, int, int]]:
+        """Return them in the order of their commits."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute("SELECT * FROM debits ORDER BY rowid").fetchall()
+
+    @property
+    def count(self) -> int:
+        return len(self.rows())
+
+    def check(self, accepted: dict[str, list[int]]) -> None:
+        """Every debit once and in order, and epochs never fall."""
+        done: dict[str, list[int]] = defaultdict(list)
+        epochs: dict[int, list[int]] = defaultdict(list)
+        for account, cents, partition, epoch in self.rows():
+            done[account].append(cents)
+            epochs[partition].append(epoch)
+        assert done == accepted
+        for partition, rising in epochs.items():
+            assert rising == sorted(rising), f"the epochs of partition {partition} fall: {rising}"
 
 
 def node_of(bus: Bus) -> Node:
