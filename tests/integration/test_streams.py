@@ -227,6 +227,20 @@ async def test_an_account_that_is_full_is_named(start_server: Callable[..., Nats
 
 
 @pytest.mark.nats
+async def test_an_account_with_room_for_one_replica_of_each_stream_is_enough_for_a_server_alone(
+    start_server: Callable[..., NatsServer],
+) -> None:
+    config = "accounts { J { jetstream: {max_file: 7GB}, users: [{user: j, password: j}] } }"
+    server = start_server("jetstream { max_file_store: 10GB }\n" + config, jetstream=True)
+
+    async with Client(server.url, user="j", password="j") as client:
+        await client.streams().ensure(commands=True, events=True)
+        await client.streams().ensure(commands=True, events=True)
+        with pytest.raises(ConfigurationError, match=r"refuses to create the stream t-at-shipping.*raise the limits"):
+            await client.streams("shipping").ensure(commands=True, events=True)
+
+
+@pytest.mark.nats
 async def test_a_user_who_may_not_look_or_not_create_is_told_so(start_server: Callable[..., NatsServer]) -> None:
     looks = '"$JS.API.INFO", "$JS.API.STREAM.INFO.>"'
     config = f"""authorization {{ users: [

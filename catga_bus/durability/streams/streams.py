@@ -204,6 +204,11 @@ class Streams:
                     partial(self._jetstream.create_stream, config), f"STREAM.CREATE.{config.name}"
                 )
             except JetStreamRefusedError as error:
+                if error.code == ApiError.INSUFFICIENT_STORAGE and replicas > least and wanted.max_bytes > 0:
+                    possible = await self._possible_replicas(patience)
+                    if possible < replicas:
+                        replicas = max(possible, least)
+                        continue
                 if error.code not in _TOO_FEW_SERVERS or replicas == least:
                     return await self._after_refusal(config, error, patience)
                 if error.code == ApiError.NO_SUITABLE_PEERS and self._clock() < began + _GATHERING_SECONDS:
@@ -214,6 +219,16 @@ class Streams:
             log.info("created the stream %s with %d replicas", config.name, replicas)
             self.replicas = replicas
             return info.config
+
+    async def _possible_replicas(self, patience: Patience) -> int:
+        """Return how many replicas a stream can have that reserves no space.
+
+        A server looks at the space for all replicas before it looks for the servers to hold them, so one that stands
+        alone speaks of space as well.
+        """
+        bucket = self._buckets()[0]
+        info = await self._info(bucket.name, patience)
+        return info.config.replicas if info is not None else (await self._create(bucket, patience)).replicas
 
     async def _after_refusal(
         self, config: StreamConfig, error: JetStreamRefusedError, patience: Patience
@@ -242,6 +257,6 @@ def _advice(error: JetStreamRefusedError, config: StreamConfig) -> str:
         return f"stream_replicas={config.replicas} needs as many servers with JetStream"
     if error.code == ApiError.SUBJECTS_OVERLAP:
         return f"another stream stores {', '.join(config.subjects)}: take it out there, or take another namespace"
-    if error.code in (10028, 10047, ApiError.INSUFFICIENT_RESOURCES, 10002, 10027):
+    if error.code in (10028, ApiError.INSUFFICIENT_STORAGE, ApiError.INSUFFICIENT_RESOURCES, 10002, 10027):
         return "raise the limits of the account or the server, or configure less (command_max_bytes=, event_max_bytes=)"
     return "see the server's log"
