@@ -298,6 +298,24 @@ async def test_a_cluster_of_three_holds_three_replicas(start_server: Callable[..
             await client.streams("shipping", stream_replicas=5).ensure(commands=True, events=False)
 
 
+@pytest.mark.nats
+@pytest.mark.slow
+async def test_a_cluster_without_room_for_all_replicas_is_named_and_no_stream_has_fewer(
+    start_server: Callable[..., NatsServer],
+) -> None:
+    small = {"command_max_bytes": 2 << 20, "event_max_bytes": 12 << 20, "dead_letter_max_bytes": 2 << 20}
+    servers = start_cluster(start_server, 3, "jetstream { max_file_store: 10MB }", jetstream=True)
+    servers[0].restart(servers[0].config.replace("10MB", "100MB"))  # it alone has room for one
+    async with Client(*(server.url for server in servers)) as client:
+        with pytest.raises(
+            ConfigurationError, match=r"refuses to create the stream t-evt: .*storage.*raise the limits"
+        ):
+            await client.streams(store_timeout=60.0, **small).ensure(commands=True, events=True)
+
+        assert await client.js.stream(LOG) is None
+        assert (await config_of(client, QUEUE)).replicas == 3
+
+
 def test_a_change_reads_as_a_sentence() -> None:
     from catga_bus.durability.streams.plans import Change, Difference
 
