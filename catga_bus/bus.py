@@ -496,14 +496,17 @@ class Bus(Router):
             command: The message.
             key: Goes over the field that `partition_by` names; without both the command is its own key.
             timeout: Seconds until acceptance is given up; `store_timeout` when None.
-            delay: Seconds after which it is to be handled, at least. Needs a server from 2.12 on.
-            at: When it is to be handled, with a time zone; instead of `delay`.
+            delay: Seconds after which it is to be handled, at least, by the server's clock whatever this machine's says.
+                Needs a server from 2.12 on.
+            at: When it is to be handled, with a time zone, by the server's clock; instead of `delay`.
 
         Raises:
             CallError: It was not accepted, or nobody knows: `outcome` says which. `OVERLOADED`: the work queue is full.
                 `NO_HANDLER`: no service handles it. `TIMEOUT`: unknown whether it is stored.
             BusStateError: The bus is not started, closed, or was started before a fork.
-            ConfigurationError: The message is no command, or its time cannot be; or the server cannot delay.
+            ConfigurationError: The message is no command, or its time cannot be; JetStream is off, or the server cannot
+                delay.
+            PermissionDeniedError: This user may not send it, or not read who handles it.
         """
         here = self._node
         if here is not None and timeout is None and delay is None and at is None and not self._calling.has_middleware:

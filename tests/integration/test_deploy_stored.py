@@ -2,17 +2,26 @@
 
 import asyncio
 import json
+import re
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catga_bus import Bus, Ok, PermissionDeniedError
+from catga_bus import Bus, ConfigurationError, Ok, PermissionDeniedError
 from catga_bus.cli import main
-from catga_bus.testing import eventually
+from catga_bus.clock import monotonic
+from catga_bus.config import BusConfig
+from catga_bus.durability.streams.plans import wanted_streams
+from catga_bus.durability.streams.streams import Streams
+from catga_bus.testing import RecordedEvents, eventually
 from catga_bus.testing.carrier import Received
-from tests.deployment import Deployment
+from catga_bus.transport.base import ConnectionOptions
+from catga_bus.transport.carriers import make_jetstream, make_transport
+from catga_bus.wire import Names
+from tests.deployment import FILES, Deployment
 from tests.integration.banking import OPTIONS, SERVICE, Bank, Debit, Debited
 from tests.servers import NatsServer, server_binary
 
@@ -228,3 +237,68 @@ async def test_who_may_only_look_retries_and_drops_nothing(
             assert code != 0
             assert "Permissions Violation" in text
         assert (await shell("clerk", "dlq", "drop", SERVICE, number, "--yes"))[0] == 0
+
+
+# -- how much room -----------------------------------------------------------------------------------------
+
+README = (FILES / "README.md").read_text()
+COMPOSE = FILES.parents[1] / "docker-compose.yml"
+GIB = 1 << 30
+
+
+def promised(stream: str) -> int:
+    """Return what the table says that a stream reserves, in bytes."""
+    found = re.search(rf"^\| `{re.escape(stream)}`[^|]*\|[^|]*\| (?:(\d+) GiB|nothing) \|", README, re.MULTILINE)
+    assert found is not None, stream
+    return int(found[1] or 0) * GIB
+
+
+def test_the_table_says_what_each_stream_reserves() -> None:
+    wanted = wanted_streams(
+        Names("catga"), "x", BusConfig(), commands=True, events=True, schedules=True, log_partitions=64
+    )
+
+    said = {one.name: promised(one.name.replace("-x", "-<service>")) for one in wanted}
+
+    assert said == {one.name: max(0, one.max_bytes) for one in wanted}
+    of_all = said["catga-evt"] // GIB
+    of_each = (sum(said.values()) - said["catga-evt"]) // GIB
+    assert f"max_file_store of each server >= {of_all} GiB + {of_each} GiB x services" in README
+
+
+async def test_a_store_has_room_for_as_many_services_as_the_readme_says(
+    start_server: Callable[..., NatsServer],
+) -> None:
+    (services,) = map(int, re.findall(r"\*\*(\d+) services to the last byte", README))
+    server = start_server(f"jetstream {{ {(FILES / 'store.conf').read_text()} }}", jetstream=True)
+    transport = make_transport(ConnectionOptions(urls=(server.url,)), RecordedEvents())
+    await transport.connect()
+    jetstream = make_jetstream(transport, monotonic)
+
+    def streams(number: int) -> Streams:
+        return Streams(jetstream, Names("catga"), f"s{number}", BusConfig(), monotonic)
+
+    for number in range(services):
+        await streams(number).ensure(commands=True, events=True)
+    with pytest.raises(ConfigurationError, match=r"insufficient storage.*raise the limits"):
+        await streams(services).ensure(commands=True, events=True)
+    await jetstream.close()
+    await transport.close()
+
+
+def test_the_server_of_docker_compose_has_its_volume_and_its_bound(tmp_path: Path) -> None:
+    compose, config = COMPOSE.read_text(), (FILES / "compose.conf").read_text()
+    mounted = set(re.findall(r"\./deploy/nats/(\S+):/etc/nats/(\S+):ro", compose))
+    included = set(re.findall(r'include "(.*)"', config))
+
+    assert mounted == {(name, name) for name in ("compose.conf", *included)}
+    assert 'command: ["-c", "/etc/nats/compose.conf"]' in compose
+    assert "nats-data:/data" in compose
+    assert 'store_dir: "/data"' in config
+    for name, _ in mounted:
+        text = (FILES / name).read_text()
+        (tmp_path / name).write_text(text.replace('"/data"', f'"{tmp_path}"'))
+    checked = subprocess.run(
+        [str(server_binary()), "-t", "-c", str(tmp_path / "compose.conf")], capture_output=True, text=True, timeout=20
+    )
+    assert checked.returncode == 0, checked.stderr
