@@ -219,6 +219,7 @@ class Bus(Router):
 
     def _check_registrations(self) -> None:
         check_identity(self._identity())
+        self._collected.registry.event_start()
 
     async def _start(self) -> None:
         if self._is_id_drawn and self._forks != forks.count:
@@ -506,14 +507,17 @@ class Bus(Router):
             command: The message.
             key: Goes over the field that `partition_by` names; without both the command is its own key.
             timeout: Seconds until acceptance is given up; `store_timeout` when None.
-            delay: Seconds after which it is to be handled, at least. Needs a server from 2.12 on.
-            at: When it is to be handled, with a time zone; instead of `delay`.
+            delay: Seconds after which it is to be handled, at least, by the server's clock, whatever this machine's is.
+                Needs a server from 2.12 on.
+            at: When it is to be handled, with a time zone, by the server's clock; instead of `delay`.
 
         Raises:
             CallError: It was not accepted, or nobody knows: `outcome` says which. `OVERLOADED`: the work queue is full.
                 `NO_HANDLER`: no service handles it. `TIMEOUT`: unknown whether it is stored.
             BusStateError: The bus is not started, closed, or was started before a fork.
-            ConfigurationError: The message is no command, or its time cannot be; or the server cannot delay.
+            ConfigurationError: The message is no command, or its time cannot be; JetStream is off, or the server cannot
+                delay.
+            PermissionDeniedError: This user may not send it, or not read who handles it.
         """
         posting = None if delay is not None or at is not None else self._post(command, "Command", key, timeout)
         if posting is not None:
@@ -523,9 +527,7 @@ class Bus(Router):
                 self._drop(posting)
                 raise
             return accepted
-        stored = await self._calling.store(
-            "enqueue", command, key=key, timeout=timeout, due_utc=self._calling.due(delay, at)
-        )
+        stored = await self._calling.store("enqueue", command, key=key, timeout=timeout, delay=delay, at=at)
         assert stored is not None
         return stored
 
@@ -694,8 +696,9 @@ class Bus(Router):
         at: datetime | None,
     ) -> Stored:
         """Have a command stored on behalf of a handler: `Context.enqueue` calls this."""
-        due_utc = self._calling.due(delay, at)
-        stored = await self._calling.store("enqueue", command, key=key, timeout=timeout, due_utc=due_utc, parent=parent)
+        stored = await self._calling.store(
+            "enqueue", command, key=key, timeout=timeout, delay=delay, at=at, parent=parent
+        )
         assert stored is not None
         return stored
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
 
-from catga_bus.clock import Clock, monotonic, utc_now
+from catga_bus.clock import Clock, monotonic
 from catga_bus.cluster.directory import Directory
 from catga_bus.cluster.records import NodeInfo
 from catga_bus.config import BusConfig
@@ -183,7 +183,8 @@ class Calling:
         *,
         key: Key | None = None,
         timeout: float | None = None,
-        due_utc: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
         parent: Context | None = None,
     ) -> Stored | None:
         """Enqueue a command, or publish or broadcast an event; return where it is stored, if it is."""
@@ -197,10 +198,13 @@ class Calling:
             raise ConfigurationError(
                 f"{type(message).__name__} is not stored, so key= and timeout= mean nothing; leave them out"
             )
+        due_utc = _checked_due(delay, at)
         if self._store_through is None and limit is None:
             return await self._store_now(message, Outgoing(operation, None, None, parent))
         deadline = math.inf if limit is None else self._clock() + limit
-        outgoing = _Timed(operation, limit, None, parent, None, key, due_utc, deadline=deadline, clock=self._clock)
+        outgoing = _Timed(
+            operation, limit, None, parent, None, key, due_utc, delay, deadline=deadline, clock=self._clock
+        )
         if self._store_through is None:
             return await self._store_now(message, outgoing)
         result = await self._store_through(message, outgoing)
@@ -229,22 +233,9 @@ class Calling:
             timeout=outgoing.remaining,
             trace=trace,
             due_utc=outgoing.due_utc,
+            delay=outgoing.delay,
             effects=None if parent is None else parent.effects,
         )
-
-    def due(self, delay: float | None, at: datetime | None) -> float | None:
-        """Return when a command is to be handled, in seconds since 1970; None for at once.
-
-        Raises:
-            ConfigurationError: Both are given, or one that cannot be.
-        """
-        if at is None:
-            return None if delay is None else utc_now().timestamp() + _checked_delay(delay)
-        if delay is not None:
-            raise ConfigurationError(f"give delay={delay!r} or at={at!r}, not both")
-        if getattr(at, "tzinfo", None) is None:
-            raise ConfigurationError(f"at must be a datetime with a time zone (datetime.now(UTC)), got {at!r}")
-        return at.timestamp()
 
     # -- checks ----------------------------------------------------------------------------------------------
 
@@ -276,11 +267,23 @@ class _Timed(Outgoing, frozen=True):
         return max(0.0, self.deadline - self.clock())
 
 
-def _checked_delay(delay: Any) -> float:
-    is_number = isinstance(delay, int | float) and not isinstance(delay, bool)
-    if not is_number or not 0.0 <= delay <= MAX_TIMEOUT:
-        raise ConfigurationError(f"delay must be 0 to {MAX_TIMEOUT:,} seconds, got {delay!r}")
-    return float(delay)
+def _checked_due(delay: Any, at: datetime | None) -> float | None:
+    """Return `at` in seconds since 1970, if it is given.
+
+    Raises:
+        ConfigurationError: Both are given, or one that cannot be.
+    """
+    if delay is not None:
+        is_number = isinstance(delay, int | float) and not isinstance(delay, bool)
+        if at is not None:
+            raise ConfigurationError(f"give delay={delay!r} or at={at!r}, not both")
+        if not is_number or not 0.0 <= delay <= MAX_TIMEOUT:
+            raise ConfigurationError(f"delay must be 0 to {MAX_TIMEOUT:,} seconds, got {delay!r}")
+    if at is None:
+        return None
+    if getattr(at, "tzinfo", None) is None:
+        raise ConfigurationError(f"at must be a datetime with a time zone (datetime.now(UTC)), got {at!r}")
+    return at.timestamp()
 
 
 def key_of_request(request: Any) -> ConfigurationError:

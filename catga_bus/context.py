@@ -194,13 +194,17 @@ class Context:
     ) -> Stored:
         """Have a command stored as `Bus.enqueue` does, continuing the trace.
 
-        In a transaction (`transaction`) it is stored with the commit, and not at all if the handler fails: what is
-        returned then has the sequence 0.
+        In a service with an inbox it is stored with the commit of this execution, and not at all if the handler fails:
+        what is returned then has the sequence 0. There it cannot be delayed.
+
+        Raises:
+            ConfigurationError: As `Bus.enqueue`; also for `delay` or `at` in a service with an inbox.
+            CallError: As `Bus.enqueue`.
         """
         return await self._calls.enqueue_from(self, command, key, timeout, delay, at)
 
     async def publish(self, event: Event, *, key: Key | None = None, timeout: float | None = None) -> Stored | None:
-        """Publish as `Bus.publish` does, continuing the trace; in a transaction as `enqueue`."""
+        """Publish as `Bus.publish` does, continuing the trace; in a service with an inbox as `enqueue`."""
         return await self._calls.publish_from(self, event, key, timeout)
 
     async def broadcast(self, event: Event) -> None:
@@ -369,7 +373,10 @@ class Outgoing(msgspec.Struct, frozen=True):
     """The key given at the call, which goes over that in the message."""
 
     due_utc: float | None = None
-    """When a command is to be handled, in seconds since 1970; None for at once."""
+    """When a command is to be handled, in seconds since 1970; None for at once, or after `delay`."""
+
+    delay: float | None = None
+    """Seconds after which a command is to be handled, by the server's clock; None for at once, or at `due_utc`."""
 
     @property
     def remaining(self) -> float:

@@ -177,6 +177,7 @@ class Node:
             identity=identity,
             config=config,
             inbox=inbox,
+            start=collected.registry.event_start(),
             look=self._look_at_pulse,
             clock=clock,
         )

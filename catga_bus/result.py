@@ -95,7 +95,8 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 
     stream: str
     sequence: int
-    """Of its record in the stream, from 1."""
+    """Of its record in the stream, from 1. 0: it is stored with the commit of the handler that sends it through its
+    context, in a service with an inbox, so that nobody knows yet where."""
 
     index: int
     """Of the message in its record, from 0."""

@@ -153,7 +153,7 @@ def enqueue(
     storing = _storing(type_name, body, command, key, message_id, timeout)
 
     async def call() -> Stored:
-        async with open_jetstream(url, namespace, "catga/cli") as (jetstream, names, _):
+        async with open_jetstream(url, namespace, "catga/cli") as (jetstream, names, *_):
             return await store_command(jetstream, names, storing)
 
     return _finish(call(), _show_stored("stored", storing, as_json=as_json), as_json=as_json)
@@ -194,7 +194,7 @@ def publish(
     storing = _storing(type_name, body, event, key, message_id, timeout)
 
     async def call() -> Stored | str | None:
-        async with open_jetstream(url, namespace, "catga/cli") as (jetstream, names, _):
+        async with open_jetstream(url, namespace, "catga/cli") as (jetstream, names, *_):
             if event is None:
                 route = await durable_route(jetstream, names, storing.type, min(timeout, _ROUTE_SECONDS))
                 is_durable, key_field = route is not None, route.partition_by if route is not None else None

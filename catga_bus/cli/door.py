@@ -52,6 +52,9 @@ class DoorEvents:
         self.lost: Callable[[], None] = lambda: None
         """Called when the connection is lost."""
 
+        self.refused = asyncio.Event()
+        """Set when the server refuses a subject."""
+
     def on_disconnected(self, reason: str) -> None:
         """Fail what waits: its answer would come on a connection that is gone."""
         self._fail(DisconnectedError(f"the connection was lost: {reason}"))
@@ -63,6 +66,7 @@ class DoorEvents:
     def on_denied(self, subject: str, text: str) -> None:
         """Fail what waits: the server did not take it."""
         self.denied = PermissionDeniedError(text, subject)
+        self.refused.set()
         self._fail(self.denied)
 
     def on_error(self, text: str) -> None:

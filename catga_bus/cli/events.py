@@ -150,7 +150,7 @@ class Replay:
 
     async def _replay(self, bus: Bus) -> None:
         self._plan = msgspec.structs.replace(self._plan, types=types_of(bus, self._service, self._plan.types))
-        async with open_jetstream(self._url, self._namespace, "catga/events") as (jetstream, names, _):
+        async with open_jetstream(self._url, self._namespace, "catga/events") as (jetstream, names, *_):
             queue = await work_queue_of(jetstream, names, self._service)
             self._progress = await replay(jetstream, names, queue, self._plan, self._on_progress)
 

@@ -67,7 +67,7 @@ def partitions(
     bus = command_bus("partitions", url, namespace)
 
     async def show() -> None:
-        async with open_jetstream(url, namespace, "catga/partitions") as (jetstream, names, _):
+        async with open_jetstream(url, namespace, "catga/partitions") as (jetstream, names, *_):
             facts = PartitionFacts(jetstream, names, "" if service is None else token(service))
             if watch and (as_json or not sys.stdout.isatty()):
                 await _print_moves(facts, bus, as_json=as_json)

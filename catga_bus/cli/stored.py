@@ -31,6 +31,9 @@ class Opened(NamedTuple):
     denied: Callable[[], Collection[str]]
     """Returns what the server has refused last."""
 
+    refused: asyncio.Event
+    """Set when the server refuses a subject."""
+
 
 @asynccontextmanager
 async def open_jetstream(url: str | None, namespace: str, name: str) -> AsyncIterator[Opened]:
@@ -54,7 +57,8 @@ async def open_jetstream(url: str | None, namespace: str, name: str) -> AsyncIte
         jetstream = make_jetstream(transport, monotonic)
         events.lost = jetstream.disconnected
         try:
-            yield Opened(jetstream, names, lambda: () if events.denied is None else (events.denied.subject,))
+            denied = lambda: () if events.denied is None else (events.denied.subject,)  # noqa: E731
+            yield Opened(jetstream, names, denied, events.refused)
         except JetStreamUnknownError as error:
             if events.denied is not None:  # nobody answers who was not asked
                 raise events.denied from error
@@ -84,9 +88,27 @@ def with_jetstream(work: Callable[[JetStream, Names], Awaitable[T]], url: str | 
 
     async def run() -> T:
         async with open_jetstream(url, namespace, name) as opened:
-            return await work(opened.jetstream, opened.names)
+            return await _unless_refused(work(opened.jetstream, opened.names), opened.refused)
 
     return asyncio.run(run())
+
+
+async def _unless_refused(work: Awaitable[T], refused: asyncio.Event) -> T:
+    """Return what some work returns, and end it where the server refuses a subject: it would wait for its answer.
+
+    Raises:
+        JetStreamUnknownError: A subject was refused.
+    """
+    task = asyncio.ensure_future(work)
+    refusal = asyncio.create_task(refused.wait())
+    await asyncio.wait({task, refusal}, return_when=asyncio.FIRST_COMPLETED)
+    refusal.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if task.cancelled():
+        raise JetStreamUnknownError("the server refuses a subject")
+    return task.result()
 
 
 async def work_queue_of(jetstream: JetStream, names: Names, service: str) -> WorkQueue:

@@ -101,7 +101,7 @@ def apply(*, target: str, dry_run: bool, url: str | None, as_json: bool) -> int:
 
     async def change() -> list[Change]:
         address, space = ",".join(bus.urls), bus.config.namespace
-        async with open_jetstream(address, space, "catga/streams") as (jetstream, names, denied):
+        async with open_jetstream(address, space, "catga/streams") as (jetstream, names, denied, _):
             made = Streams(jetstream, names, bus.service, bus.config, monotonic, denied=denied)
             return await (made.plan_changes() if dry_run else made.apply())
 

@@ -9,14 +9,14 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import Identity
 from catga_bus.cluster.directory import Directory
-from catga_bus.cluster.records import NodeChange
+from catga_bus.cluster.records import NodeChange, NodeInfo
 from catga_bus.codec import Gate
 from catga_bus.config import BusConfig
 from catga_bus.dispatch.deliveries import Station
@@ -57,6 +57,9 @@ OUTBOX_SECONDS: Final = 30.0
 """Seconds for which one attempt at storing a message of the outbox goes on; then there is another."""
 
 
+_MAX_DENIED: Final = 1_000
+
+
 class DurableStatistics(msgspec.Struct, frozen=True):
     """What a node has stored, and what it has handled of what is stored; counts since its start."""
 
@@ -79,6 +82,7 @@ class Durable:
         identity: Who this node is.
         config: The options of the bus.
         inbox: Knows what is done; None: effects may happen again.
+        start: Where the service begins in the log of events if it has no position in it.
         look: Looks whether the process was paused, and tells of it.
         clock: Monotonic seconds.
     """
@@ -95,6 +99,7 @@ class Durable:
         identity: Identity,
         config: BusConfig,
         inbox: Inbox | None,
+        start: Literal["new", "all"],
         look: Callable[[], None],
         clock: Clock,
     ) -> None:
@@ -105,10 +110,12 @@ class Durable:
         self._identity = identity
         self._config = config
         self._inbox = inbox
+        self._start = start
+        self._denied: set[str] = set()  # subjects, since the connection came up
         self._clock = clock
         self._log = RareLog(log, clock)
         self._jetstream = make_jetstream(transport, clock)
-        self._streams = Streams(self._jetstream, names, identity.service, config, clock)
+        self._streams = Streams(self._jetstream, names, identity.service, config, clock, denied=lambda: self._denied)
         self.routes = Routes(self._jetstream, names, clock)
         self.sender = Sender(
             transport,
@@ -160,7 +167,6 @@ class Durable:
             look=look,
             clock=clock,
         )
-        self._starts_with_all = False
         self._entries: list[Registered] = []
         self._mover: Mover | None = None
         self._moving: asyncio.Task[None] | None = None
@@ -191,8 +197,6 @@ class Durable:
     def add(self, station: Station, entry: Registered) -> None:
         """Take on a command type or a durable event type."""
         (handler,) = entry.handlers
-        is_command = entry.options.kind == "Command"
-        self._starts_with_all |= handler.options.start == "all" and not is_command
         self._entries.append(entry)
         self.workshop.add(station, handler.options)
 
@@ -209,22 +213,28 @@ class Durable:
             await self._streams.ensure(commands=True, events=self._has_events)
             self._is_log_there = self._has_events
         if self._inbox is not None and self._has_events:
-            log_info = await self._jetstream.stream(self._names.event_stream())
+            log_info = await self._streams.info(self._names.event_stream())
             check_retention(self._inbox, self._names.event_stream(), log_info.config.max_age if log_info else 0.0)
 
     async def start(self) -> None:
-        """Listen for results, and keep partitions if there are handlers; after the node has joined the others."""
+        """Listen for results, and keep partitions if there are handlers; after the node has joined the others.
+
+        Raises:
+            ConfigurationError: Another node of the service has another inbox.
+            PermissionDeniedError: This user may not look at streams.
+            DisconnectedError: The server did not answer.
+        """
         await self.sender.start()
         self.routes.listen_on(self._transport)
         if not self._keeps_partitions:
             return
         self._check_stores()
         one = self._identity
-        queue = await self._jetstream.stream(self._names.command_stream(one.service))
+        queue = await self._streams.info(self._names.command_stream(one.service))
         replicas = 1 if queue is None else queue.config.replicas
         self._holdings.add(Domain(names=self._names, service=one.service), self._config.partitions, replicas=replicas)
         if self._has_events:
-            first = 1 if self._starts_with_all else await self._next_event()
+            first = 1 if self._start == "all" else await self._next_event()
             domain = Domain(names=self._names, service=one.service, types=one.events, start=first)
             self._holdings.add(domain, self._streams.log_partitions, replicas=replicas)
         self._directory.on_change.append(self._on_change)
@@ -278,15 +288,23 @@ class Durable:
         """
         one = self._identity
         for info in self._directory.members(one.service):
-            if info.id != one.id and info.store and one.store and info.store != one.store:
-                raise ConfigurationError(
-                    f"node {info.id!r} of service {one.service!r} has the inbox store {info.store!r} and this one "
-                    f"{one.store!r}: what one has done the other would do again; give both the same inbox="
-                )
+            if self._has_other_store(info):
+                raise ConfigurationError(self._two_stores(info))
+
+    def _has_other_store(self, info: NodeInfo) -> bool:
+        one = self._identity
+        return info.id != one.id and bool(info.store) and bool(one.store) and info.store != one.store
+
+    def _two_stores(self, info: NodeInfo) -> str:
+        one = self._identity
+        return (
+            f"node {info.id!r} of service {one.service!r} has the inbox store {info.store!r} and this one "
+            f"{one.store!r}: what one has done the other would do again; give both the same inbox="
+        )
 
     async def _next_event(self) -> int:
         """Return the sequence of the next event that is published: where a service without a position begins."""
-        info = await self._jetstream.stream(self._names.event_stream())
+        info = await self._streams.info(self._names.event_stream())
         return 1 if info is None else info.last_sequence + 1
 
     async def retire(self) -> None:
@@ -340,6 +358,8 @@ class Durable:
 
     def reconnected(self) -> None:
         """The connection is back."""
+        self._denied.clear()
+        self.routes.reconnected()
         self.sender.reconnected()
         if self._mover is not None:
             self._mover.reconnected()
@@ -347,6 +367,9 @@ class Durable:
 
     def denied(self, subject: str) -> None:
         """The server refuses a subject."""
+        if len(self._denied) < _MAX_DENIED:
+            self._denied.add(subject)
+        self.routes.denied(subject)
         self.sender.denied(subject)
 
     def paused(self) -> None:
@@ -355,6 +378,9 @@ class Durable:
 
     def _on_change(self, change: NodeChange) -> None:
         if change.node is not None and change.node.service == self._identity.service:
+            if self._has_other_store(change.node):
+                # Both have started while they could not hear each other.
+                self._log.write(logging.ERROR, "stores", "%s", self._two_stores(change.node))
             self._holdings.wake()
             if self._announcer is not None:
                 self._announcer.nudge()
@@ -370,18 +396,22 @@ class Durable:
         timeout: float,
         trace: str | None,
         due_utc: float | None,
+        delay: float | None,
         effects: Effects | None,
     ) -> Stored:
         """Store a command: at once, at its time, or with the commit of whoever sends it."""
+        is_later = due_utc is not None or delay is not None
         if effects is not None:
-            if due_utc is not None:
+            if is_later:
                 raise ConfigurationError(
                     f"{type(command).__name__}: what is sent with a commit cannot be delayed; enqueue it through the "
                     f"bus, or have the handler of another command delay it"
                 )
             return await self._with_commit(effects, command, message_id, key, timeout, trace)
-        if due_utc is not None:
-            return await self.sender.enqueue_at(command, message_id, due_utc, timeout=timeout, key=key, trace=trace)
+        if is_later:
+            return await self.sender.enqueue_later(
+                command, message_id, at_utc=due_utc, delay=delay or 0.0, timeout=timeout, key=key, trace=trace
+            )
         return await self.sender.enqueue(command, message_id, timeout=timeout, key=key, trace=trace)
 
     async def publish(
@@ -393,10 +423,11 @@ class Durable:
         timeout: float,
         trace: str | None,
         due_utc: float | None,
+        delay: float | None,
         effects: Effects | None,
     ) -> Stored:
         """Store a durable event: at once, or with the commit of whoever publishes it."""
-        del due_utc  # events have no time
+        del due_utc, delay  # events have no time
         await self._ensure_log(timeout)
         if effects is not None:
             return await self._with_commit(effects, event, message_id, key, timeout, trace)

@@ -374,6 +374,28 @@ class Registry:
         """Return the event types that are handled here."""
         return self._of_kind("Event")
 
+    def event_start(self) -> Literal["new", "all"]:
+        """Return where the service begins in the log of events.
+
+        Raises:
+            ConfigurationError: Its handlers say different things: a service has one position for all of its events.
+        """
+        by_start = {
+            handler.options.start: handler
+            for entry in self.events()
+            if entry.options.durable
+            for handler in entry.handlers
+        }
+        if len(by_start) > 1:
+            both = " and ".join(
+                f"{place_of(handler.function)} has start={start!r}" for start, handler in sorted(by_start.items())
+            )
+            raise ConfigurationError(
+                f"{both}: a service has one position in the log of events; give all of its handlers of durable events "
+                f"the same start="
+            )
+        return next(iter(by_start), "new")
+
     def _of_kind(self, kind: str) -> tuple[Registered, ...]:
         return tuple(entry for entry in self if entry.options.kind == kind)
 

@@ -13,6 +13,9 @@ import msgspec
 
 from catga_bus.errors import CatgaError
 
+API_ROOT = "$JS.API."
+"""What the subjects of the JetStream API begin with."""
+
 MSG_ID_HEADER = "Nats-Msg-Id"
 EXPECTED_LAST_HEADER = "Nats-Expected-Last-Subject-Sequence"
 
@@ -37,6 +40,7 @@ class ApiError(IntEnum):
     NOT_ENABLED = 10076
     NOT_ENABLED_FOR_ACCOUNT = 10039
     INSUFFICIENT_RESOURCES = 10023
+    INSUFFICIENT_STORAGE = 10047
     NO_SUITABLE_PEERS = 10005
 
 

@@ -11,6 +11,7 @@ from catga_bus.errors import DisconnectedError
 from catga_bus.transport.base import Transport
 from catga_bus.transport.calls import Calls
 from catga_bus.transport.jetstream import (
+    API_ROOT,
     ApiError,
     ConsumerConfig,
     ConsumerInfo,
@@ -37,8 +38,6 @@ from catga_bus.transport.jetstream_json import (
 )
 from catga_bus.transport.jetstream_outcomes import error_of
 from catga_bus.transport.nats_consumption import NatsConsumption
-
-API_ROOT: Final = "$JS.API."
 
 _READ_TIMEOUT: Final = 2.0
 _CHANGE_TIMEOUT: Final = 5.0
@@ -293,7 +292,7 @@ class NatsJetStream:
         payload = _encode(body) if body is not None else b""
         answer = await self._calls.ask(API_ROOT + operation, payload, timeout)
         if answer is None:
-            raise JetStreamUnknownError(f"{operation}: no responders")
+            raise JetStreamUnknownError(f"{operation}: nobody answers: JetStream is off, or has no leader")
         return self._read(operation, answer)
 
     def _read(self, operation: str, answer: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from catga_bus import Bus, Command, ConfigurationError, Context, Event, Ok, RetryOptions
+from catga_bus.durability.durable import Durable
 from catga_bus.durability.inbox.memory_inbox import MemoryInbox
 from catga_bus.durability.inbox.sqlite_inbox import SqliteInbox
 from catga_bus.testing import eventually
@@ -182,3 +183,38 @@ async def test_an_inbox_that_forgets_before_the_log_does_not_start(make_bus: Mak
     bus = Shop().listen(make_bus(inbox=MemoryInbox(retention=86_400.0)))
     with pytest.raises(ConfigurationError, match=r"results for 86,400 s and the stream .* keeps messages for 7 days"):
         await bus.start()
+
+
+async def test_what_is_sent_with_a_commit_has_no_place_yet_and_cannot_be_delayed(
+    make_bus: MakeBus, store: Path
+) -> None:
+    seen: list[Any] = []
+    bus = make_bus(inbox=f"sqlite://{store}")
+
+    @bus.handler
+    async def debit(command: Debit, ctx: Context) -> int:
+        seen.append(await ctx.enqueue(Credit("b", 1)))
+        with pytest.raises(ConfigurationError, match="what is sent with a commit cannot be delayed"):
+            await ctx.enqueue(Credit("b", 2), delay=1.0)
+        return 1
+
+    @bus.handler
+    async def credit(command: Credit) -> int:
+        return command.cents
+
+    async with bus:
+        assert await bus.send(Debit("a", 1), timeout=20.0) == Ok(1)
+    assert (seen[0].sequence, seen[0].index, seen[0].duplicate) == (0, 0, False)
+    assert seen[0].stream.endswith("-cmd-billing")
+
+
+async def test_two_stores_that_meet_later_are_said_to(
+    make_bus: MakeBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As two do that have started on either side of a cut."""
+    monkeypatch.setattr(Durable, "_check_stores", lambda _: None)
+    buses = [Shop().on(make_bus(inbox=f"sqlite://{tmp_path}/{name}.db", node_id=name)) for name in ("one", "two")]
+    for bus in buses:
+        await bus.start()
+    await eventually(lambda: "node 'two' of service 'billing' has the inbox store" in caplog.text)
+    assert "give both the same inbox=" in caplog.text

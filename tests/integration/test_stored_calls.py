@@ -408,8 +408,8 @@ async def test_a_delayed_command_comes_to_its_partition_when_its_time_has_come(
     node.moving = asyncio.ensure_future(node.mover.run())
     now = datetime.now(UTC).timestamp()
 
-    await node.sender.enqueue_at(Debit("a", 1), "m1", now + 1.5, timeout=5.0)
-    await node.sender.enqueue_at(Debit("a", 2), "m2", now - 60.0, timeout=5.0)
+    await node.sender.enqueue_later(Debit("a", 1), "m1", at_utc=now + 1.5, timeout=5.0)
+    await node.sender.enqueue_later(Debit("a", 2), "m2", at_utc=now - 60.0, timeout=5.0)
     await eventually(lambda: node.mover.moved == 1)
     early = await node.stored("t-cmd-billing")
     await eventually(lambda: node.mover.moved == 2)
@@ -434,7 +434,7 @@ async def test_what_is_due_waits_for_room_in_the_work_queue(url: str, start_node
     node.moving = asyncio.ensure_future(node.mover.run())
     now = datetime.now(UTC).timestamp()
 
-    await node.sender.enqueue_at(Debit("y" * 1_000, 7), "late", now, timeout=5.0)
+    await node.sender.enqueue_later(Debit("y" * 1_000, 7), "late", at_utc=now, timeout=5.0)
     await eventually(lambda: node.mover._taken is not None)
     await node.js.purge("t-cmd-billing")
     await eventually(lambda: node.mover.moved == 1)
@@ -449,7 +449,7 @@ async def test_without_a_stream_for_delayed_commands_it_is_said_what_is_missing(
     await node.js.delete_stream("t-at-billing")
 
     with pytest.raises(ConfigurationError, match="there is no stream t-at-billing for delayed commands"):
-        await node.sender.enqueue_at(Debit("a", 1), "m1", 0.0, timeout=5.0)
+        await node.sender.enqueue_later(Debit("a", 1), "m1", at_utc=0.0, timeout=5.0)
 
 
 # -- faults ------------------------------------------------------------------------------------------------

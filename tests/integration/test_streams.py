@@ -227,6 +227,20 @@ async def test_an_account_that_is_full_is_named(start_server: Callable[..., Nats
 
 
 @pytest.mark.nats
+async def test_an_account_with_room_for_one_replica_of_each_stream_is_enough_for_a_server_alone(
+    start_server: Callable[..., NatsServer],
+) -> None:
+    config = "accounts { J { jetstream: {max_file: 7GB}, users: [{user: j, password: j}] } }"
+    server = start_server("jetstream { max_file_store: 10GB }\n" + config, jetstream=True)
+
+    async with Client(server.url, user="j", password="j") as client:
+        await client.streams().ensure(commands=True, events=True)
+        await client.streams().ensure(commands=True, events=True)
+        with pytest.raises(ConfigurationError, match=r"refuses to create the stream t-at-shipping.*raise the limits"):
+            await client.streams("shipping").ensure(commands=True, events=True)
+
+
+@pytest.mark.nats
 async def test_a_user_who_may_not_look_or_not_create_is_told_so(start_server: Callable[..., NatsServer]) -> None:
     looks = '"$JS.API.INFO", "$JS.API.STREAM.INFO.>"'
     config = f"""authorization {{ users: [
@@ -282,6 +296,24 @@ async def test_a_cluster_of_three_holds_three_replicas(start_server: Callable[..
             assert (config.replicas, config.metadata["catga.replicas"]) == (3, "3")
         with pytest.raises(ConfigurationError, match="stream_replicas=5 needs as many servers"):
             await client.streams("shipping", stream_replicas=5).ensure(commands=True, events=False)
+
+
+@pytest.mark.nats
+@pytest.mark.slow
+async def test_a_cluster_without_room_for_all_replicas_is_named_and_no_stream_has_fewer(
+    start_server: Callable[..., NatsServer],
+) -> None:
+    small = {"command_max_bytes": 2 << 20, "event_max_bytes": 12 << 20, "dead_letter_max_bytes": 2 << 20}
+    servers = start_cluster(start_server, 3, "jetstream { max_file_store: 10MB }", jetstream=True)
+    servers[0].restart(servers[0].config.replace("10MB", "100MB"))  # it alone has room for one
+    async with Client(*(server.url for server in servers)) as client:
+        with pytest.raises(
+            ConfigurationError, match=r"refuses to create the stream t-evt: .*storage.*raise the limits"
+        ):
+            await client.streams(store_timeout=60.0, **small).ensure(commands=True, events=True)
+
+        assert await client.js.stream(LOG) is None
+        assert (await config_of(client, QUEUE)).replicas == 3
 
 
 def test_a_change_reads_as_a_sentence() -> None:

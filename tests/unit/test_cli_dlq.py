@@ -45,7 +45,7 @@ def jetstream(monkeypatch: pytest.MonkeyPatch) -> ModelJetStream:
 
     @asynccontextmanager
     async def open_jetstream(url: str | None, namespace: str, name: str) -> AsyncIterator[Opened]:
-        yield Opened(made, Names(namespace), tuple)
+        yield Opened(made, Names(namespace), tuple, asyncio.Event())
 
     monkeypatch.setattr(stored, "open_jetstream", open_jetstream)
 

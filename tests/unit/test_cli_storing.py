@@ -57,7 +57,7 @@ def jetstream(monkeypatch: pytest.MonkeyPatch) -> ModelJetStream:
 
     @asynccontextmanager
     async def open_jetstream(url: str | None, namespace: str, name: str) -> AsyncIterator[Opened]:
-        yield Opened(made, Names(namespace), tuple)
+        yield Opened(made, Names(namespace), tuple, asyncio.Event())
 
     for module in (stored, calls):
         monkeypatch.setattr(module, "open_jetstream", open_jetstream)

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any, Generic, Literal, Never, NewType, NoReturn, Protocol, TypedDict, TypeVar
 from uuid import UUID
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from catga_bus.context import BlockingContext, Context
-from catga_bus.errors import RegistrationError
+from catga_bus.errors import ConfigurationError, RegistrationError
 from catga_bus.handlers.dependencies import Depends
 from catga_bus.handlers.registry import Handler, HandlerOptions, Registry, inspect_handler
 from catga_bus.messages import Command, Event, Message, Request
@@ -42,6 +43,10 @@ class Ticked(Event, durable=False):
 
 
 class Debited(Event):
+    account: str
+
+
+class Credited(Event):
     account: str
 
 
@@ -620,6 +625,32 @@ class TestRegistry:
         registry.add(inspected(one))
         with pytest.raises(RegistrationError, match="a command has one handler in a service"):
             registry.add(inspected(two))
+
+    def test_a_service_begins_in_the_log_where_all_of_its_handlers_say(self) -> None:
+        async def one(event: Debited) -> None: ...
+
+        async def command(command: Debit) -> None: ...
+
+        async def tick(event: Ticked) -> None: ...
+
+        registry = Registry()
+        assert registry.event_start() == "new"
+        registry.add(inspected(one, start="all"), inspected(command), inspected(tick))
+        assert registry.event_start() == "all"
+
+    def test_handlers_that_begin_in_the_log_at_different_places_are_both_named(self) -> None:
+        async def one(event: Debited) -> None: ...
+
+        async def two(event: Credited) -> None: ...
+
+        registry = Registry()
+        registry.add(inspected(one, start="all"), inspected(two))
+        with pytest.raises(ConfigurationError) as caught:
+            registry.event_start()
+
+        text = str(caught.value)
+        assert re.search(r"one \(.*\) has start='all' and .*two \(.*\) has start='new'", text)
+        assert "one position in the log of events" in text
 
     def test_two_handlers_of_a_durable_event_are_refused(self) -> None:
         async def one(event: Debited) -> None: ...

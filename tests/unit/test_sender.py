@@ -379,6 +379,7 @@ async def test_what_never_reached_a_server_has_not_run(bank: Bank) -> None:
     await bank.sender.enqueue(Debit("a"), "m2", timeout=5.0)
 
     assert caught.value.outcome is Outcome.NOT_RUN
+    assert str(caught.value).count("the last attempt failed: no leader") == 1
     assert [frame.id for frame in bank.streams.frames()] == ["m2"], "what was said not to run was stored"
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from catga_bus import Context, Router
 from catga_bus.durability.letters.letters import Reason
-from catga_bus.durability.working import strangers
+from catga_bus.durability.working import careful, strangers
+from catga_bus.durability.working.worker import Worker
 from catga_bus.errors import CatgaError
 from catga_bus.testing import eventually
 from catga_bus.wire import PREFIX, Kind, join_batch
-from tests.unit.work_rig import STREAM, Debit, Debited, Desk, FakeInbox, Start
+from tests.unit.work_rig import STREAM, Debit, Debited, Desk, FakeInbox, Keeper, Start
 
 
 async def turns(count: int = 20) -> None:
@@ -247,6 +248,63 @@ async def test_careful_work_marks_each_frame_and_runs_one_at_a_time(start: Start
     await eventually(lambda: len(rig.keeper.marks) == 12)
     assert (peak, order) == (1, [1, 2, 3, 4, 5, 6])
     assert rig.keeper.marks == [mark for r in (1, 2) for i in range(3) for mark in ((r, i), None)]
+
+
+def make_careful(keeper: Keeper, worker: Worker) -> None:
+    worker.pause()
+    keeper.is_careful = True
+    worker.resume()
+
+
+async def test_careful_partitions_of_a_node_mark_one_frame_between_them(start: Start) -> None:
+    desk = Desk()
+    rig = await start(desk.router)
+    keeper, other = rig.partition()
+    make_careful(rig.keeper, rig.worker)
+    make_careful(keeper, other)
+    desk.gates = {"a": asyncio.Event(), "b": asyncio.Event()}
+    rig.take(Debit("a"), Debit("c"))
+    rig.take(Debit("b"), worker=other)
+    await eventually(lambda: len(desk.seen) == 1)
+    await turns()
+
+    assert (rig.keeper.marks, keeper.marks) == ([(1, 0)], [])  # a death now would be that of "a" alone
+    desk.gates["a"].set()
+    await eventually(lambda: keeper.marks == [(1, 0)])
+    assert rig.keeper.marks == [(1, 0), None]
+    desk.gates["b"].set()
+    await rig.acked(1)
+    await eventually(lambda: keeper.acked == [1])
+
+
+async def test_a_careful_frame_that_hangs_holds_up_the_other_partitions_for_a_while_only(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(careful, "_TURN_SECONDS", 0.05)
+    desk = Desk()
+    rig = await start(desk.router)
+    keeper, other = rig.partition()
+    make_careful(rig.keeper, rig.worker)
+    make_careful(keeper, other)
+    desk.gates = {"a": asyncio.Event()}
+    rig.take(Debit("a"))
+    rig.take(Debit("b"), Debit("c"), worker=other)
+    await eventually(lambda: keeper.acked == [1])
+    assert rig.keeper.acked == []
+    desk.gates["a"].set()
+    await rig.acked(1)
+
+
+async def test_a_frame_that_could_not_be_marked_gives_the_turn_to_others(start: Start) -> None:
+    desk = Desk()
+    rig = await start(desk.router)
+    keeper, other = rig.partition()
+    make_careful(rig.keeper, rig.worker)
+    make_careful(keeper, other)
+    rig.keeper.mark_error = CatgaError("the partition is another's")
+    rig.take(Debit("a"))
+    rig.take(Debit("b"), worker=other)
+    await eventually(lambda: keeper.acked == [1])
 
 
 async def test_work_goes_on_side_by_side_when_there_is_no_need_for_care_any_more(start: Start) -> None:

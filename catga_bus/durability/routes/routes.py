@@ -15,10 +15,12 @@ from typing import Any, Literal
 import msgspec
 
 from catga_bus.clock import Clock
-from catga_bus.errors import CatgaError, ConfigurationError
+from catga_bus.errors import CatgaError, ConfigurationError, PermissionDeniedError
 from catga_bus.partition.hashing import MAX_PARTITIONS
 from catga_bus.transport.base import Subscription, Transport
 from catga_bus.transport.jetstream import (
+    API_ROOT,
+    ApiError,
     JetStream,
     JetStreamRefusedError,
     JetStreamUnknownError,
@@ -102,6 +104,8 @@ class Cached(msgspec.Struct):
     route: Route | None
     read_at: float
     reading: "asyncio.Task[None] | None" = None
+    trouble: str = ""
+    """Why the last attempt at reading it has failed."""
 
     def age_allows(self, now: float) -> Literal["use", "refresh", "read"]:
         """Say what a caller does with it at an instant."""
@@ -129,6 +133,7 @@ class Routes:
         self._log_stream = names.event_stream()
         self._clock = clock
         self._cached: dict[str, Cached] = {}
+        self._denied = ""  # a subject, since the connection came up
         self._subscription: Subscription | None = None
         self._transport: Transport | None = None  # until it is listened to
 
@@ -144,6 +149,8 @@ class Routes:
 
         Raises:
             JetStreamUnknownError: It could not be read within `timeout` seconds, and no earlier reading is known.
+            JetStreamRefusedError: The server refuses to read it.
+            PermissionDeniedError: This user may not read it.
         """
         now = self._clock()
         cached = self._cached.get(type_name)
@@ -163,7 +170,8 @@ class Routes:
         if reading.done() and (error := reading.exception()) is not None:
             raise error
         if cached.read_at == -math.inf:
-            raise JetStreamUnknownError(f"the route of {type_name} could not be read for {timeout:.3g} s")
+            why = f": {cached.trouble}" if cached.trouble else ""
+            raise JetStreamUnknownError(f"the route of {type_name} could not be read for {timeout:.3g} s{why}")
         return cached.route
 
     async def find_log(self, timeout: float) -> Route | None:
@@ -186,6 +194,15 @@ class Routes:
         Only a hint: it does not matter if it is lost, or not permitted.
         """
         self._transport = transport
+
+    def denied(self, subject: str) -> None:
+        """The server refuses a subject."""
+        if subject.startswith(API_ROOT) and subject.rpartition(".")[2] in (self._bucket.stream, self._log_stream):
+            self._denied = subject
+
+    def reconnected(self) -> None:
+        """The connection is back, and what is permitted may be something else."""
+        self._denied = ""
 
     def _on_change(self, subject: str, _: bytes, __: str, ___: object) -> None:
         key = subject.rpartition(".")[2]
@@ -213,9 +230,13 @@ class Routes:
                         cached.route = await self._read_log()
                     else:
                         cached.route = await read_route(self._bucket, type_name)
-                except JetStreamUnknownError:
+                except JetStreamUnknownError as error:
                     if cached.route is not None:
                         return  # the bucket has no leader: what was known has to do
+                    cached.trouble = str(error)
+                    if self._denied:
+                        text = f"the server does not permit this user to publish to {self._denied!r}"
+                        raise PermissionDeniedError(text, self._denied) from error
                     await asyncio.sleep(_PAUSE_SECONDS)
                 else:
                     cached.read_at = self._clock()
@@ -274,11 +295,14 @@ async def read_route(bucket: KeyValue, type_name: str) -> Route | None:
 
     Raises:
         JetStreamUnknownError: It could not be read.
+        JetStreamRefusedError: The server refuses to read it.
     """
     key = token(type_name)
     try:
         entry = await bucket.read(key)
-    except JetStreamRefusedError:
+    except JetStreamRefusedError as error:
+        if error.code != ApiError.STREAM_NOT_FOUND:
+            raise
         return None  # there is no such bucket: nobody handles anything
     route = decode_route(key, entry.value)
     # Long names are hashed: another type may have the same token.

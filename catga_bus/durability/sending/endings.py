@@ -45,8 +45,15 @@ def where(posting: Posting) -> dict[str, Any] | None:
     return {"stream": stored.stream, "sequence": stored.sequence, "index": stored.index}
 
 
-def late(posting: Posting, *, is_connected: bool) -> None:
-    """End a message whose deadline has passed."""
+def late(posting: Posting, *, is_connected: bool, trouble: str = "") -> None:
+    """End a message whose deadline has passed.
+
+    Args:
+        posting: The message.
+        is_connected: Whether there is a connection.
+        trouble: What kept its line from being written at last; empty if nothing did.
+    """
+    reason = f"; the last attempt failed: {trouble}" if trouble and is_connected else ""
     if posting.stored is not None:
         stored = posting.stored
         text = (
@@ -55,11 +62,11 @@ def late(posting: Posting, *, is_connected: bool) -> None:
         )
         fail(posting, Code.TIMEOUT, Outcome.UNKNOWN, text)
     elif posting.is_written:
-        text = "until the deadline the server had not said that it is stored; it may be"
+        text = f"until the deadline the server had not said that it is stored; it may be{reason}"
         fail(posting, Code.TIMEOUT, Outcome.UNKNOWN, text)
     else:
         why = "others were before it" if is_connected else "there was no connection"
-        fail(posting, Code.TIMEOUT, Outcome.NOT_RUN, f"it was not written before the deadline: {why}")
+        fail(posting, Code.TIMEOUT, Outcome.NOT_RUN, f"it was not written before the deadline: {why}{reason}")
 
 
 def not_permitted(posting: Posting, subject: str) -> None:

@@ -10,6 +10,7 @@ from catga_bus.clock import Clock
 from catga_bus.codec import Body
 from catga_bus.codec.frames import key_as_text
 from catga_bus.durability.routes.routes import EVENT_LOG, Route, Routes, schema_hash
+from catga_bus.durability.routes.switched_off import jetstream_is_off, says_off
 from catga_bus.durability.sending.postings import Line
 from catga_bus.errors import (
     ConfigurationError,
@@ -17,10 +18,11 @@ from catga_bus.errors import (
     InvalidMessageError,
     NoHandlerError,
     Outcome,
+    OverloadedError,
 )
 from catga_bus.messages import options_of, reply_type
 from catga_bus.partition.hashing import partition_of
-from catga_bus.transport.jetstream import JetStreamUnknownError
+from catga_bus.transport.jetstream import JetStreamRefusedError, JetStreamUnknownError
 from catga_bus.wire import Names
 
 log = logging.getLogger("catga_bus.durability")
@@ -105,13 +107,21 @@ class Outlets:
         Raises:
             NoHandlerError: There is none.
             DeadlineExceededError: It could not be read until the deadline.
-            ConfigurationError: It differs from the class in a way that would break what is promised.
+            ConfigurationError: JetStream is off, or the route differs from the class in a way that would break what is
+                promised.
+            OverloadedError: The server refuses to read it.
+            PermissionDeniedError: This user may not read it.
         """
         timeout = deadline - self._clock()
         try:
             route = await self._routes.find(outlet.source, timeout)
         except JetStreamUnknownError as error:
             raise DeadlineExceededError(str(error), outcome=Outcome.NOT_RUN, retryable=True) from error
+        except JetStreamRefusedError as error:
+            if says_off(error):
+                raise jetstream_is_off(error) from error
+            text = f"the route of {outlet.type_name} cannot be read: {error}"
+            raise OverloadedError(text, outcome=Outcome.NOT_RUN, retryable=True) from error
         if route is None:
             raise _nobody(outlet)
         if outlet.source == EVENT_LOG:

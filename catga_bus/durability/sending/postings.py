@@ -109,10 +109,13 @@ class Line:
         waiting: What has not been written.
         bytes: Bytes of frames here, those of the record included.
         failures: Attempts that have failed since the last success.
+        trouble: How the last of them has failed; empty if none has.
         wanted: While it waits for more (see `holds`): how many messages its next record is to have; else 0.
     """
 
-    __slots__ = ("_cancelled", "_numbers", "bounds", "bytes", "failures", "record", "stream", "waiting", "wanted")
+    __slots__ = (
+        "_cancelled", "_numbers", "bounds", "bytes", "failures", "record", "stream", "trouble", "waiting", "wanted",
+    )  # fmt: skip
 
     def __init__(self, stream: str, bounds: Bounds) -> None:
         self.stream = stream
@@ -121,6 +124,7 @@ class Line:
         self.waiting: deque[Posting] = deque()
         self.bytes = 0
         self.failures = 0
+        self.trouble = ""
         self.wanted = 0
         self._numbers = 0
         self._cancelled = 0  # postings in `waiting` that nobody waits for

@@ -9,12 +9,13 @@ prevented as for any other command, and a command whose service is down is moved
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from catga_bus.clock import Clock
+from catga_bus.clock import Clock, utc_now
 from catga_bus.durability.sending.postings import pause_after
 from catga_bus.errors import CatgaError, ConfigurationError, DeadlineExceededError, Outcome, OverloadedError
 from catga_bus.rarely import RareLog
@@ -28,6 +29,7 @@ from catga_bus.transport.jetstream import (
     JetStreamUnreachedError,
     PubAck,
 )
+from catga_bus.transport.jetstream_json import from_rfc3339
 from catga_bus.transport.schedules import SCHEDULE_HEADER, SCHEDULE_TARGET_HEADER, schedule_at
 from catga_bus.wire import Names
 
@@ -45,6 +47,9 @@ _ACK_WAIT: Final = 30.0
 # Seconds after which what a node has taken and not moved goes to another; well within the duplicate window.
 
 _ATTEMPT_SECONDS: Final = 2.0
+_CLOCK_SECONDS: Final = 60.0
+# For which the server's clock is not asked again.
+
 _DISABLED: Final = 10188
 _OVER: Final = (404, 409, 503)  # the pull, the consumer or its leader is gone
 _NEEDS: Final = "delayed commands need nats-server 2.12 or newer (API level 2)"
@@ -65,6 +70,30 @@ class Scheduler:
         self._names = names
         self._clock = clock
         self._rng = rng
+        self._ahead = 0.0  # of the server's clock, seconds since 1970, over the monotonic one
+        self._asked_at = -math.inf
+        self._log = RareLog(logging.getLogger("catga_bus.durability"), clock)
+
+    async def instant(self, service: str, delay: float) -> float:
+        """Return when a delay from now is over, in seconds since 1970 by the server's clock.
+
+        The clock of this machine may be an hour off; it is asked only where the server does not say its own.
+        """
+        now = self._clock()
+        if now >= self._asked_at + _CLOCK_SECONDS:
+            self._ahead = await self._server_time(service) - now  # what the answer takes makes it later, never sooner
+            self._asked_at = now
+        return self._ahead + now + delay
+
+    async def _server_time(self, service: str) -> float:
+        try:
+            info = await self._jetstream.stream(self._names.schedule_stream(service))
+            said = None if info is None else info.raw.get("ts")
+            if isinstance(said, str):
+                return from_rfc3339(said)
+        except CatgaError as error:
+            self._log.warn("clock", "the server's clock cannot be asked, this machine's has to do: %s", error)
+        return utc_now().timestamp()
 
     async def store(
         self, service: str, partition: int, payload: bytes, at_utc: float, type_name: str, deadline: float

@@ -193,12 +193,13 @@ class Sender:
         stored: Stored = await self.call(command, "Command", message_id, timeout, key, trace)
         return stored
 
-    async def enqueue_at(
+    async def enqueue_later(
         self,
         command: Command[Any],
         message_id: str,
-        at_utc: float,
         *,
+        at_utc: float | None = None,
+        delay: float = 0.0,
         timeout: float,
         key: object = None,
         trace: str | None = None,
@@ -211,6 +212,7 @@ class Sender:
             command: The command.
             message_id: Its id.
             at_utc: When, in seconds since 1970 by the server's clock; an instant that has passed means at once.
+            delay: Where `at_utc` is None: seconds after which, by the server's clock, whatever this machine's says.
             timeout: Seconds until the deadline.
             key: A str, int, UUID or Enum in place of what `partition_by` says.
             trace: W3C `traceparent`.
@@ -224,6 +226,8 @@ class Sender:
         payload = join_batch(Kind.MESSAGES, (self._sender, None, 0), [outbound.frame])
         self._commands += 1
         name = type(command).__name__
+        if at_utc is None:
+            at_utc = await self._scheduler.instant(outbound.service, delay)
         return await self._scheduler.store(outbound.service, partition, payload, at_utc, name, deadline)
 
     async def publish(

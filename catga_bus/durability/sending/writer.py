@@ -272,7 +272,7 @@ class Writer:
 
     def _stored(self, line: Line, ack: PubAck) -> None:
         record = line.settle()
-        line.failures = 0
+        line.failures, line.trouble = 0, ""
         self._records += 1
         self._messages += len(record.postings)
         self._room.give(len(record.postings), record.size)
@@ -304,6 +304,7 @@ class Writer:
         what = after_failure(record, error, began, self._clock(), self._window)
         if what is Next.AGAIN or what is Next.ANEW:
             line.failures += 1
+            line.trouble = str(error)
             if what is Next.ANEW:
                 self._put_back(line)
             if isinstance(error, JetStreamUnreachedError) and await self._is_missing(line):
@@ -352,7 +353,7 @@ class Writer:
 
     def _refuse(self, line: Line, code: Code, text: str) -> None:
         record = line.settle()
-        line.failures = 0
+        line.failures, line.trouble = 0, ""
         self._refused += len(record.postings)
         self._room.give(len(record.postings), record.size)
         outcome = Outcome.UNKNOWN if record.attempts else Outcome.NOT_RUN
@@ -386,11 +387,11 @@ class Writer:
             late = line.expire(now)
             self._room.give(len(late), size - line.bytes)
             for posting in late:
-                endings.late(posting, is_connected=self._transport.is_connected)
+                endings.late(posting, is_connected=self._transport.is_connected, trouble=line.trouble)
             if line.record is not None:
                 for posting in line.record.postings:
                     if posting.deadline <= now and posting.decode is None and not posting.is_over:
-                        endings.late(posting, is_connected=self._transport.is_connected)
+                        endings.late(posting, is_connected=self._transport.is_connected, trouble=line.trouble)
             due = min(due, line.due())
         return max(due, now + self._room.frames * _SWEEP_SECONDS_PER_MESSAGE)
 

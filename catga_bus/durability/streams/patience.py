@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
 from catga_bus.clock import Clock
-from catga_bus.errors import ConfigurationError, DisconnectedError, Outcome, PermissionDeniedError
-from catga_bus.transport.jetstream import ApiError, JetStreamRefusedError, JetStreamUnknownError
+from catga_bus.durability.routes.switched_off import jetstream_is_off, says_off
+from catga_bus.errors import DisconnectedError, Outcome, PermissionDeniedError
+from catga_bus.transport.jetstream import JetStreamRefusedError, JetStreamUnknownError
 
 T = TypeVar("T")
 
 _PAUSE_SECONDS: Final = 0.25
-_ON: Final = "switch it on (`jetstream {}` in nats-server's configuration, or its flag -js)"
 
 
 class Patience:
@@ -47,8 +47,8 @@ class Patience:
             except JetStreamUnknownError as error:
                 self._check(error, f"$JS.API.{operation}")
             except JetStreamRefusedError as error:
-                if error.code in (ApiError.NOT_ENABLED, ApiError.NOT_ENABLED_FOR_ACCOUNT):
-                    raise _is_off(error) from error
+                if says_off(error):
+                    raise jetstream_is_off(error) from error
                 raise
             await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -59,11 +59,3 @@ class Patience:
         if self._clock() >= self._until:
             text = f"JetStream has not done it in time: {error}"
             raise DisconnectedError(text, outcome=Outcome.UNKNOWN) from error
-
-
-def _is_off(error: JetStreamRefusedError) -> ConfigurationError:
-    where = "on the server" if error.code == ApiError.NOT_ENABLED else "for this account"
-    return ConfigurationError(
-        f"commands and durable events need JetStream, which is off {where}: {_ON}, or use requests and events with "
-        f"durable=False"
-    )

@@ -148,6 +148,10 @@ class Streams:
                 await self._update(config, patience)
         return changes
 
+    async def info(self, name: str) -> StreamInfo | None:
+        """Return a stream, None if there is none; asked again while its servers do not answer. Raises as `ensure`."""
+        return await self._info(name, self._patience())
+
     def _patience(self, timeout: float | None = None) -> Patience:
         return Patience(self._clock, self._config.store_timeout if timeout is None else timeout, self._denied)
 
@@ -200,6 +204,12 @@ class Streams:
                     partial(self._jetstream.create_stream, config), f"STREAM.CREATE.{config.name}"
                 )
             except JetStreamRefusedError as error:
+                if _is_for_space(error) and replicas > least and wanted.max_bytes > 0:
+                    possible = await self._possible_replicas(patience)
+                    if possible >= replicas:  # nobody gets fewer replicas because a disk is small
+                        return await self._after_refusal(config, error, patience)
+                    replicas = max(possible, least)
+                    continue
                 if error.code not in _TOO_FEW_SERVERS or replicas == least:
                     return await self._after_refusal(config, error, patience)
                 if error.code == ApiError.NO_SUITABLE_PEERS and self._clock() < began + _GATHERING_SECONDS:
@@ -210,6 +220,16 @@ class Streams:
             log.info("created the stream %s with %d replicas", config.name, replicas)
             self.replicas = replicas
             return info.config
+
+    async def _possible_replicas(self, patience: Patience) -> int:
+        """Return how many replicas a stream can have that reserves no space.
+
+        A server looks at the space for all replicas before it looks for the servers to hold them, so one that stands
+        alone speaks of space as well.
+        """
+        bucket = self._buckets()[0]
+        info = await self._info(bucket.name, patience)
+        return info.config.replicas if info is not None else (await self._create(bucket, patience)).replicas
 
     async def _after_refusal(
         self, config: StreamConfig, error: JetStreamRefusedError, patience: Patience
@@ -233,11 +253,18 @@ class Streams:
             raise ConfigurationError(f"{why}; {_advice(error, config)}") from error
 
 
+def _is_for_space(error: JetStreamRefusedError) -> bool:
+    """Whether a server has no room for what a stream reserves, or too few servers of a cluster have."""
+    return error.code == ApiError.INSUFFICIENT_STORAGE or (
+        error.code == ApiError.NO_SUITABLE_PEERS and "insufficient storage" in error.text
+    )
+
+
 def _advice(error: JetStreamRefusedError, config: StreamConfig) -> str:
-    if error.code in _TOO_FEW_SERVERS:
+    if error.code in _TOO_FEW_SERVERS and not _is_for_space(error):
         return f"stream_replicas={config.replicas} needs as many servers with JetStream"
     if error.code == ApiError.SUBJECTS_OVERLAP:
         return f"another stream stores {', '.join(config.subjects)}: take it out there, or take another namespace"
-    if error.code in (10028, 10047, ApiError.INSUFFICIENT_RESOURCES, 10002, 10027):
+    if _is_for_space(error) or error.code in (10028, ApiError.INSUFFICIENT_RESOURCES, 10002, 10027):
         return "raise the limits of the account or the server, or configure less (command_max_bytes=, event_max_bytes=)"
     return "see the server's log"

@@ -157,6 +157,9 @@ class Shop:
         self.rare_log = RareLog(logging.getLogger("catga_bus.durability"), clock)
         self.counts = Counts()
         self.places: dict[str, Place] = {}
+        self.careful_turn = asyncio.Lock()
+        """Whose message is the one that is marked, of all partitions that are careful."""
+
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
