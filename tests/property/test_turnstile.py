@@ -30,7 +30,8 @@ class SlowOutlets:
         self.finding += 1
         assert self.finding == 1, "one after another"
         try:
-            await asyncio.sleep(self._delays[outlet])
+            async with asyncio.timeout(deadline - clock()):
+                await asyncio.sleep(self._delays[outlet])
         finally:
             self.finding -= 1
         self._until[outlet] = clock() + self._good_for

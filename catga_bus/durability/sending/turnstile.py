@@ -36,30 +36,30 @@ class Turnstile:
         """Wait until everybody before is through and the outlet is ready; go on without awaiting anything.
 
         Raises:
-            TimeoutError: The deadline passed.
+            TimeoutError: The deadline passed before it was this caller's turn.
             CatgaError: As `Outlets.make_ready`.
         """
         self.count += 1
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                if self.count == 1 or await self._must_find(outlet):
-                    self._is_finding = True
-                    try:
-                        await self._outlets.make_ready(outlet, deadline)
-                    finally:
-                        self._is_finding = False
+            if self.count == 1 or await self._must_find(outlet, deadline):
+                self._is_finding = True
+                try:
+                    await self._outlets.make_ready(outlet, deadline)
+                finally:
+                    self._is_finding = False
         finally:
             self.count -= 1
             if not self._is_finding and not self._passing:
                 self._let_through()
 
-    async def _must_find(self, outlet: Outlet) -> bool:
+    async def _must_find(self, outlet: Outlet, deadline: float) -> bool:
         """Wait for those before; return whether the outlet is to be made ready still."""
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         place = (outlet, turn)
         self._waiting.append(place)
         try:
-            return await turn
+            async with asyncio.timeout(deadline - self._clock()):
+                return await turn
         finally:
             if not turn.done() or turn.cancelled():
                 with contextlib.suppress(ValueError):  # it may have been passed over already
