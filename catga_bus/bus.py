@@ -496,7 +496,7 @@ class Bus(Router):
             command: The message.
             key: Goes over the field that `partition_by` names; without both the command is its own key.
             timeout: Seconds until acceptance is given up; `store_timeout` when None.
-            delay: Seconds after which it is to be handled, at least, by the server's clock whatever this machine's says.
+            delay: Seconds after which it is to be handled, at least, by the server's clock whatever the one here says.
                 Needs a server from 2.12 on.
             at: When it is to be handled, with a time zone, by the server's clock; instead of `delay`.
 
