@@ -105,6 +105,32 @@ async def test_a_service_its_callers_its_deployer_and_its_operators_have_all_tha
         assert [sorted(denied(bus)) for bus in (first, second, office)] == [[], [], []]
 
 
+@pytest.mark.slow
+async def test_three_servers_hold_three_replicas_and_carry_a_service(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path)
+    servers = deployment.cluster()
+    with deployment.started(*servers):
+        urls = ",".join(server.url for server in servers)
+        applied = [f"nats://deployer:{deployment.password('deployer')}@{server.address}" for server in servers]
+        arguments = ["streams", "apply", "tests.integration.banking:bus", "--url", ",".join(applied)]
+        async with asyncio.timeout(60.0):
+            while await asyncio.to_thread(main, arguments) != 0:  # until they have elected a leader
+                await asyncio.sleep(0.5)
+        bank = Bank()
+        options: dict[str, Any] = {"url": urls, "manage_streams": "verify", **OPTIONS}
+        inbox = f"sqlite://{tmp_path / 'bank.db'}"
+        service = bank.on(Bus(SERVICE, inbox=inbox, **options, **deployment.account("bank")))
+        async with service, Bus("office", **options, **deployment.account("office")) as office:
+            results = [await office.send(Debit(f"a-{n}", n), timeout=PATIENCE) for n in range(8)]
+            await eventually(lambda: sorted(bank.told) == list(range(8)), PATIENCE)
+            assert service._node is not None
+            info = await service._node.durable._jetstream.stream("catga-cmd-bank")
+        assert results == [Ok(n) for n in range(8)]
+        assert info is not None
+        assert info.config.replicas == 3
+        assert [denied(service), denied(office)] == [set(), set()]
+
+
 # -- what is refused ---------------------------------------------------------------------------------------
 
 SUBSCRIBE_ABUSES = [
