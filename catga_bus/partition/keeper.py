@@ -259,12 +259,13 @@ class Keeper:
         if self.standing is Standing.GONE:
             return
         async with self._turn:
+            pauses = self.tenure.pauses
             try:
                 found = await self._broker.drive(self._ownership.read(self.epoch))
             except (StaleError, JetStreamError) as error:
                 self._drop(f"the record cannot be read: {error}")
             else:
-                self._do(self.tenure.reread(found))
+                self._do(self.tenure.reread(found, pauses))
 
     # -- what the work says ----------------------------------------------------------------------------------
 

@@ -296,7 +296,7 @@ class Ownership:
             held = Held(record, (yield from self.write(record, seen.revision)))
             consumer = self._name(held)
             if self.domain.is_log:
-                yield from self._install_on_log(consumer, start, older)
+                yield from self._install_on_log(consumer, start, older, seen)
                 break
             rival = yield from self._install_on_queue(consumer, seen, held)
             if not rival:
@@ -337,13 +337,16 @@ class Ownership:
         text = f"{refusal.text}; delete the consumer on {subject} that is not the bus's"
         raise JetStreamRefusedError(refusal.code, text)
 
-    def _install_on_log(self, mine: str, start: int, older: Mapping[str, int]) -> Steps[None]:
+    def _install_on_log(self, mine: str, start: int, older: Mapping[str, int], seen: Held) -> Steps[None]:
         """Make mine the only consumer.
 
-        A log keeps no two apart, and the old one has the position: it goes last.
+        A log keeps no two apart, and the old one has the position: it goes last. That of the claim before this one may
+        have been made after the others were listed.
         """
         yield from done(CreateConsumer(mine, start))
-        for name in older:
+        last = consumer_of(self.domain.service, self.partition, seen)
+        doomed = [*older] if last is None or last in older else [*older, last]
+        for name in doomed:
             yield from done(DeleteConsumer(name))
 
     def _position(self, seen: Held, older: Mapping[str, int], floor: int) -> Steps[int]:

@@ -140,6 +140,7 @@ class Table:
         self._asked: dict[int, float] = {}
         self._disowned: dict[int, str] = {}  # who has said of a partition that it does not work on it
         self._doubted: dict[int, float] = {}  # when a record is read again that nobody confirms
+        self._unread: set[int] = set()  # claimed here in vain: whose they are only their records know
         self._plan: Plan | None = None
         self._is_leaving = self._is_suspended = False
         self._is_connected = True
@@ -302,13 +303,14 @@ class Table:
         return min(self._asked[partition] for partition in partitions)
 
     def _doubt_records(self, now: float) -> None:
-        """Read again what names a living owner who does not say so."""
+        """Read again what names a living owner who does not say so, and what was claimed here in vain."""
         announced = {peer.id: peer.epochs for peer in self._peers() if peer.is_live and peer.id != self._me}
         doubted = {
             partition
             for partition, holding in self._held.items()
             if holding.node in announced and partition not in announced[holding.node]
         }
+        doubted |= self._unread
         self._doubted = {partition: self._doubted.get(partition, now + READ_AGAIN) for partition in doubted}
         for partition in [partition for partition, due in self._doubted.items() if now >= due]:
             del self._doubted[partition]
@@ -327,19 +329,24 @@ class Table:
             self._held[partition] = Holding(self._me, kept.epoch, self._incarnation())
         except StaleError:
             self._stale += 1
-            self._later[partition] = self._clock() + TRY_AGAIN
-            self._forget(partition)
+            self._failed(partition)
         except JetStreamError as error:
             self._log.warn("claim", "%s: partition %d cannot be claimed: %s", self.domain, partition, error)
-            self._later[partition] = self._clock() + TRY_AGAIN
-            self._forget(partition)
+            self._failed(partition)
         finally:
             self._busy.discard(partition)
             self.wake()
 
+    def _failed(self, partition: int) -> None:
+        """A claim was in vain: the record may name this node all the same, and then no other one will claim it."""
+        self._later[partition] = self._clock() + TRY_AGAIN
+        self._unread.add(partition)
+        self._forget(partition)
+
     async def _is_free(self, partition: int) -> bool:
         """Read the record; whether nobody alive holds it."""
         holding = await self._read(partition)
+        self._unread.discard(partition)
         if holding is None:
             self._held.pop(partition, None)
             return True

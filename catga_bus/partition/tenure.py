@@ -76,6 +76,9 @@ class Tenure:
         self.reason = ""
         """Why it is in doubt or gone; what is before a colon is the same for all of a kind."""
 
+        self.pauses = 0
+        """How often this process was found to have stood still; what was read before one says nothing about it."""
+
         self.returning = 0
         """Records in hand that the consumer of the present epoch has yet to deliver again, at most."""
 
@@ -269,10 +272,18 @@ class Tenure:
         if self.standing is Standing.GONE:
             return Do.NOTHING
         self._is_suspended = True
+        self.pauses += 1
         return Do.PAUSE
 
-    def reread(self, found: Held) -> Do:
-        """The record was read after a pause."""
+    def reread(self, found: Held, pauses: int) -> Do:
+        """The record was read after a pause.
+
+        Args:
+            found: What was found.
+            pauses: How many there had been when it was asked for.
+        """
+        if pauses != self.pauses:
+            return Do.NOTHING  # the answer lay in the socket during another one, after which it is read again
         self._is_suspended = False
         if self.standing not in (Standing.ACTIVE, Standing.DRAINING):
             return Do.NOTHING

@@ -9,6 +9,7 @@ import pytest
 
 from catga_bus.clock import monotonic
 from catga_bus.partition.owners import Holding
+from catga_bus.partition.plan import make_plan
 from catga_bus.partition.planner import Peer, Planner
 from catga_bus.partition.records import StaleError, Standing
 from catga_bus.partition.table import Kept, Table
@@ -30,6 +31,8 @@ class World:
         self.peers: dict[str, Peer] = {}
         self.moves: list[tuple[int, str]] = []
         self.refused: set[int] = set()
+        self.vain: set[int] = set()
+        self.partitions = P
 
     def write(self, partition: int, node: str | None) -> int:
         self.revision += 1
@@ -55,7 +58,7 @@ class World:
 
         table = self.tables[node] = Table(
             "cmd",
-            Planner(P, node, lambda: (1, 1), TIMEOUT),
+            Planner(self.partitions, node, lambda: (1, 1), TIMEOUT),
             node,
             lambda: (1, 1),
             peers=lambda: self.view(),
@@ -97,7 +100,9 @@ class World:
     def is_whole(self) -> bool:
         """Whether every partition is worked on by one node, the one in the bucket."""
         owners = [(p, node) for node, table in self.tables.items() for p in table.epochs()]
-        return sorted(owners) == sorted((p, one.node) for p, one in self.records.items()) and len(owners) == P
+        return sorted(owners) == sorted((p, one.node) for p, one in self.records.items()) and (
+            len(owners) == self.partitions
+        )
 
 
 class PlayedKeeper:
@@ -115,6 +120,8 @@ class PlayedKeeper:
         if self._partition in self._world.refused:
             raise StaleError
         self.epoch = self._world.write(self._partition, self._node)
+        if self._partition in self._world.vain:
+            raise StaleError
         self.standing = Standing.ACTIVE
 
     async def hand_over(self) -> None:
@@ -227,6 +234,20 @@ async def test_a_claim_that_somebody_else_won_is_tried_again_later(world: World)
     await eventually(lambda: table.statistics().stale >= 2)
     assert len(table.epochs()) == P - 1
     world.refused = set()
+    await eventually(world.is_whole)
+
+
+async def test_what_a_claim_in_vain_has_left_in_the_bucket_is_not_forgotten(world: World) -> None:
+    world.partitions = 1
+    later = make_plan(1, {}, ["a", "b"]).owners[0]
+    assert later is not None
+    first = "b" if later == "a" else "a"
+    world.vain = {0}
+    table = world.add(first)
+    await eventually(lambda: table.statistics().stale > 0)
+    world.add(later)  # which is told by the bucket that a living node owns the partition
+    await eventually(lambda: table.plan is not None and len(table.plan.takers) == 2)
+    world.vain = set()
     await eventually(world.is_whole)
 
 
