@@ -26,8 +26,8 @@ class Keeping(Protocol):
     def done(self, sequence: int) -> None:
         """A record is done: acknowledge it."""
 
-    def lost(self) -> None:
-        """The store's fence refused an effect: somebody else owns the partition."""
+    def lost(self, epoch: int = 0) -> None:
+        """The store's fence refused an effect: it has seen this higher epoch, 0 if it does not say."""
 
     async def mark(self, sequence: int, index: int) -> None:
         """Write down which frame is about to start, so that whoever claims after a crash knows; careful mode only.

@@ -63,7 +63,7 @@ class Keeper:
         self.fence = Fence(3, 7)
         self.is_careful = False
         self.acked: list[int] = []
-        self.losses = 0
+        self.losses: list[int] = []
         self.marks: list[tuple[int, int] | None] = []
         self.mark_error: Exception | None = None
         self.on_lost: Callable[[], None] = lambda: None
@@ -74,9 +74,9 @@ class Keeper:
         self.acked.append(sequence)
         self.on_done(sequence)
 
-    def lost(self) -> None:
-        """Note that the fence refused an effect."""
-        self.losses += 1
+    def lost(self, epoch: int = 0) -> None:
+        """Note that the fence refused an effect, and the epoch that the store has seen."""
+        self.losses.append(epoch)
         self.on_lost()
 
     async def mark(self, sequence: int, index: int) -> None:
@@ -151,7 +151,7 @@ class Unit:
             self.failure = error if isinstance(error, InboxError) else None
             raise error
         if self.fence.epoch < inbox.highest:
-            raise FencedError(f"epoch {self.fence.epoch} is below {inbox.highest}")
+            raise FencedError(f"epoch {self.fence.epoch} is below {inbox.highest}", inbox.highest)
         if self.message_id in inbox.done:
             return inbox.done[self.message_id]
         inbox.highest = self.fence.epoch

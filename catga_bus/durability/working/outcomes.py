@@ -171,7 +171,7 @@ class Outcomes:
                 "fenced", "%s %.80r was refused by the inbox, epoch %d: %s", job.message.type, job.message.id,
                 fence.epoch, error,
             )  # fmt: skip
-            self._keeping.lost()
+            self._keeping.lost(error.highest)
         if job.record.lost:
             job.hands.done(job)
         else:
