@@ -46,7 +46,7 @@ def comparisons(replicas: int) -> dict[str, Comparison]:
 
     def ours(title: str, how: str, partitions: int = PARTITIONS, workers: int = 1, *, is_away: bool = False) -> Side:
         worker = {"partitions": partitions, "stream_replicas": replicas, "is_away": is_away}
-        return Side(title, _COMMANDS, worker, {"how": how}, workers)
+        return Side(title, _COMMANDS, worker, {"how": how}, workers=workers)
 
     def bare(title: str, how: str, *, is_handled: bool = False) -> Side:
         at = {"replicas": replicas}

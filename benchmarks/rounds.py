@@ -35,14 +35,14 @@ class Side:
     module: str
     worker_options: dict[str, Any] = field(default_factory=dict)
     client_options: dict[str, Any] = field(default_factory=dict)
-    workers: int = 1
-    """How many processes of the worker there are."""
-
     path: Path | None = None
     """Where its processes look for packages first; None for nowhere else."""
 
     wanted_throughput: Target | None = None
     """What catga_bus should reach as a multiple of this side."""
+
+    workers: int = 1
+    """How many processes of the worker there are."""
 
 
 @dataclass(frozen=True, slots=True)

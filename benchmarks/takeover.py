@@ -3,13 +3,14 @@
 Three nodes share 16 partitions, with one inbox in SQLite; a producer hands in numbered commands of a thousand accounts
 at a steady rate. From the effects, in the order of their commits, follows for each partition how long it stood still,
 and that nothing was lost, doubled or out of order. The part `leader` kills the server that leads the work queue, of
-three, while nodes and producer go on.
+three, while nodes and producer go on. One command of ten is sent and its result waited for, the others are enqueued.
 """
 
 import argparse
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -43,6 +44,9 @@ TARGETS = {
     "hand-over": Target(0.15, higher_is_better=False),
 }
 """Seconds, p99 of a partition."""
+
+SEND_EVERY = 10
+"""The producer waits for the result of each tenth command, and until the others are stored."""
 
 _NODES = 3
 _CALL_SECONDS = 30.0
@@ -143,7 +147,9 @@ def _run_part(part: str, times: int, server: Server, rate: float, progress: Prog
         nodes = stack.enter_context(_Nodes(server, f"{server.namespace}-{part}", directory / "ledger.db", replicas))
         at = {"url": server.url, "namespace": nodes.namespace}
         producer = stack.enter_context(
-            RoleProcess("benchmarks.sides.ledger:Producer", **at, accounts=ACCOUNTS, timeout=TIMEOUT)
+            RoleProcess(
+                "benchmarks.sides.ledger:Producer", **at, accounts=ACCOUNTS, timeout=TIMEOUT, send_every=SEND_EVERY
+            )
         )
         producer.call("begin", timeout=_CALL_SECONDS, rate=rate)
         time.sleep(_SETTLE_SECONDS)
@@ -328,9 +334,15 @@ def _markdown(parts: dict[str, Part]) -> str:
         slowest = parts["leader"].slowest
         tables.append(
             f"Kills of the server that leads the work queue, of three: {len(slowest)}; the slowest call around each "
-            f"took {', '.join(figure(seconds) for seconds in slowest)} s, of {TIMEOUT:g} s that it may take."
+            f"took {', '.join(figure(seconds) for seconds in slowest)} s, of {TIMEOUT:g} s that it may take. "
+            f"Calls that failed: {_failures(parts['leader'].failures)}."
         )
     return "\n\n".join(tables)
+
+
+def _failures(failures: Sequence[str]) -> str:
+    counts = Counter(failures)
+    return ", ".join(f"{times} ({what})" for what, times in counts.most_common()) or "none"
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ _SIZES = {"command_max_bytes": 1 << 28, "event_max_bytes": 1 << 28, "dead_letter
 _TICK_SECONDS = 0.0025
 
 
-class Book(Command[None], partition_by="account"):
-    """Enter the next number of an account."""
+class Book(Command[int], partition_by="account"):
+    """Enter the next number of an account; answered with it."""
 
     account: str
     number: int
@@ -71,11 +71,12 @@ class Node:
         self._is_started = False
 
         @self._bus.handler
-        async def book(command: Book, ctx: Context) -> None:
+        async def book(command: Book, ctx: Context) -> int:
             assert ctx.fence is not None, "commands have one"
             transaction = await ctx.transaction()
             row = (command.account, command.number, ctx.node, ctx.fence.partition, ctx.fence.epoch)
             await transaction.execute(_INSERT, (*row, time.monotonic()))
+            return command.number
 
     async def __aenter__(self) -> Self:
         """Be there with everything imported; `join` starts the bus."""
@@ -123,14 +124,16 @@ class Producer:
         url: Where the server is.
         namespace: The nodes'.
         accounts: How many there are.
-        timeout: Seconds until acceptance is given up.
+        timeout: Seconds until a call is given up.
+        send_every: Each so many-th command is sent, and its result waited for; the others are enqueued.
     """
 
-    def __init__(self, url: str, namespace: str, accounts: int, timeout: float) -> None:
+    def __init__(self, url: str, namespace: str, accounts: int, timeout: float, send_every: int) -> None:
         self._bus = Bus("ledger-producer", url=url, namespace=namespace)
         self._next = {f"account-{number}": 0 for number in range(accounts)}
         self._names = list(self._next)
         self._timeout = timeout
+        self._send_every = send_every
         self._handed = Handed({name: [] for name in self._names}, {name: [] for name in self._names}, [])
         self._slowest = 0.0
         self._waiting: set[asyncio.Task[None]] = set()
@@ -175,19 +178,23 @@ class Producer:
         while True:
             while sent < (time.monotonic() - started) * rate:
                 name = self._rng.choice(self._names)
-                task = asyncio.create_task(self._book(name, self._next[name]))
+                task = asyncio.create_task(self._book(name, self._next[name], is_sent=sent % self._send_every == 0))
                 self._next[name] += 1
                 self._waiting.add(task)
                 task.add_done_callback(self._waiting.discard)
                 sent += 1
             await asyncio.sleep(_TICK_SECONDS)
 
-    async def _book(self, name: str, number: int) -> None:
+    async def _book(self, name: str, number: int, *, is_sent: bool) -> None:
         began = time.monotonic()
+        command = Book(name, number)
         try:
-            await self._bus.enqueue(Book(name, number), timeout=self._timeout)
+            if is_sent:
+                (await self._bus.send(command, timeout=self._timeout)).unwrap()
+            else:
+                await self._bus.enqueue(command, timeout=self._timeout)
         except CallError as error:
-            self._handed.failures.append(f"{error.outcome} {error.code}")
+            self._handed.failures.append(f"{'send' if is_sent else 'enqueue'}: {error.outcome} {error.code}")
             if error.outcome != "not_run":
                 self._handed.unknown[name].append(number)
         else:
