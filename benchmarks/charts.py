@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -118,6 +118,44 @@ def requests(raw: dict[str, Any]) -> str:
     return strips("Requests per second", axis, rows)
 
 
+def commands(raw: dict[str, Any]) -> str:
+    """Return the throughput of the sides of each comparison, at the number in flight that has targets."""
+    rows = [
+        Row(name, [one["requests_per_second"] for one in _of(raw, comparison, side)], is_ours=is_ours)
+        for comparison, side, name, is_ours in (
+            ("result", "request", "bare request, not stored", False),
+            ("result", "send-16", "send, with its result", True),
+            ("accepted", "publish-async", "publish_async", False),
+            ("accepted", "enqueue-16", "enqueue, until stored", True),
+            ("handled", "bare-handled", "nats-py, pulled and acked", False),
+            ("handled", "faststream-handled", "FastStream, the same", False),
+            ("handled", "handled-16", "enqueue, handled", True),
+        )
+    ]
+    title = "commands/s, 1,024 in flight, 16 partitions, logarithmic; a dot is a round"
+    return strips("Durable commands per second", Axis(title, (1e3, 1e4, 1e5, 1e6), is_logarithmic=True), rows)
+
+
+def _of(raw: dict[str, Any], comparison: str, side: str) -> list[dict[str, Any]]:
+    found = raw["comparisons"][comparison]["measurements"]
+    return [one for one in found if (one["side"], one["in_flight"]) == (side, 1_024)]
+
+
+def takeover(raw: dict[str, Any]) -> str:
+    """Return how long each partition stood still when its owner was killed, frozen or rolled."""
+    rows = []
+    for part, kind, name in (
+        ("kills", "kill", "killed"),
+        ("freezes", "freeze", "frozen"),
+        ("rolls", "hand-over", "rolled: handed over"),
+    ):
+        seconds = [move["seconds"] for move in raw["parts"][part]["moves"] if move["kind"] == kind]
+        rows.append(Row(f"{name}: {len(seconds)}", seconds))
+    ticks = (0.001, 0.01, 0.1, 1.0, 10.0)
+    title = "seconds that a partition stood still, logarithmic; a dot is a partition"
+    return strips("Partitions go on", Axis(title, ticks, is_logarithmic=True, target=1.5), rows)
+
+
 def _throughput(raw: dict[str, Any], side: str, in_flight: int) -> Iterable[float]:
     for one in raw["measurements"]:
         if (one["side"], one["in_flight"]) == (side, in_flight):
@@ -137,9 +175,18 @@ def newest(benchmark: str, results: Path = RESULTS) -> dict[str, Any]:
     return raw
 
 
-def draw() -> dict[str, str]:
-    """Return the text of every chart, by the name of its file."""
-    return {"failover.svg": failover(newest("failover")), "requests.svg": requests(newest("requests"))}
+_CHARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "commands": commands,
+    "failover": failover,
+    "requests": requests,
+    "takeover": takeover,
+}
+
+
+def draw(results: Path = RESULTS) -> dict[str, str]:
+    """Return the text of every chart for which there are results, by the name of its file."""
+    there = [name for name in _CHARTS if any(results.glob(f"{name}-*.json"))]
+    return {f"{name}.svg": _CHARTS[name](newest(name, results)) for name in there}
 
 
 def main() -> None:
