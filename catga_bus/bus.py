@@ -487,6 +487,8 @@ class Bus(Router):
             return await call.future
         except BaseException:
             here.caller.forget(call)
+            # A call is not tracked by the collector: it and the error would keep each other, by the traceback.
+            del call
             raise
 
     async def enqueue(

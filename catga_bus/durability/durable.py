@@ -126,6 +126,7 @@ class Durable:
             sender=identity.id,
             clock=clock,
             rng=random.Random(),
+            ensure_log=self._ensure_log,
         )
         self._relay = (
             None
@@ -428,7 +429,6 @@ class Durable:
     ) -> Stored:
         """Store a durable event: at once, or with the commit of whoever publishes it."""
         del due_utc, delay  # events have no time
-        await self._ensure_log(timeout)
         if effects is not None:
             return await self._with_commit(effects, event, message_id, key, timeout, trace)
         return await self.sender.publish(event, message_id, timeout=timeout, key=key, trace=trace)

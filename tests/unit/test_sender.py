@@ -1,7 +1,9 @@
 """The calling side of stored messages: what is written, what callers are told, and when."""
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -33,6 +35,7 @@ from catga_bus.transport.carriers import make_transport
 from catga_bus.transport.jetstream import (
     ApiError,
     JetStreamRefusedError,
+    JetStreamUnknownError,
     JetStreamUnreachedError,
     StoredMessage,
     StreamConfig,
@@ -573,3 +576,120 @@ async def test_what_a_transaction_has_prepared_is_stored_as_it_was(bank: Bank) -
         f"catga.evt.Debited.{partition}",
     ]
     assert [frame.id for frame in bank.streams.frames()] == ["p.1", "p.2"]
+
+
+# -- found by breaking it ----------------------------------------------------------------------------------
+
+
+async def test_an_answer_to_an_earlier_sending_ends_one_that_is_not_written(bank: Bank) -> None:
+    """A handler sends a derived command; it is run again while the answer to the first one is on its way."""
+    first = asyncio.ensure_future(bank.sender.send(Debit("a"), "p.1", timeout=5.0))
+    await eventually(lambda: len(bank.streams.stored) == 1)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    gate = asyncio.Event()
+
+    async def slow(_: FakeStreams, __: str) -> None:
+        await gate.wait()
+
+    bank.streams.act = slow
+    before = asyncio.ensure_future(bank.sender.enqueue(Debit("a"), "x", timeout=5.0))
+    await eventually(lambda: len(bank.streams.written) == 2)
+    second = asyncio.ensure_future(bank.sender.send(Debit("a"), "p.1", timeout=5.0))
+    await asyncio.sleep(0)
+    bank.answer("p.1", Status.OK, 1)
+
+    assert await second == Ok(1)
+    gate.set()
+    await before
+    await bank.sender.wait_idle()
+    written = bank.sender.statistics().written
+    assert (written.waiting, written.waiting_bytes) == (0, 0)
+
+
+async def test_a_second_call_with_the_same_id_ends_the_first(bank: Bank) -> None:
+    first = asyncio.ensure_future(bank.sender.send(Debit("a"), "p.1", timeout=5.0))
+    await eventually(lambda: len(bank.streams.stored) == 1)
+    second = asyncio.ensure_future(bank.sender.send(Debit("a"), "p.1", timeout=5.0))
+
+    end = await first
+    assert isinstance(end, Err)
+    assert (end.outcome, "sent again under the same id" in end.message) == (Outcome.UNKNOWN, True)
+    await eventually(lambda: len(bank.streams.stored) == 2)
+    bank.answer("p.1", Status.OK, 2)
+    assert await second == Ok(2)
+
+
+async def test_a_bucket_without_a_leader_holds_up_nobody_whose_route_is_known(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bank.sender.enqueue(Debit("a"), "m", timeout=1.0)
+    bank.routes.forget("Debit")
+
+    async def leaderless(_: FakeStreams, what: str) -> None:
+        if what == "kv":
+            await asyncio.sleep(0.5)
+            raise JetStreamUnknownError("no leader")
+
+    bank.streams.act = leaderless
+    began = monotonic()
+    await asyncio.gather(*(bank.sender.enqueue(Debit("a"), f"m{n}", timeout=30.0) for n in range(50)))
+    assert monotonic() - began < 10.0, "one waits for the first attempt, not each for one of its own"
+
+
+async def test_an_event_that_its_handlers_have_otherwise_is_refused_each_time(bank: Bank) -> None:
+    bank.route(Debited, "", 16, partition_by="owner")
+
+    for number in range(3):
+        with pytest.raises(ConfigurationError, match="partition_by is 'account' here and 'owner'"):
+            await bank.sender.publish(Debited("a"), f"e{number}", timeout=1.0)
+
+
+async def test_errors_of_calls_that_failed_are_collected(bank: Bank) -> None:
+    async def full(_: FakeStreams, what: str) -> None:
+        if what != "kv":
+            raise JetStreamRefusedError(FULL.code, FULL.text)  # a new one: its traceback holds on to much
+
+    async def refused(number: int) -> weakref.ref[OverloadedError]:
+        try:
+            await bank.sender.enqueue(Debit("a"), f"m{number}", timeout=1.0)
+        except OverloadedError as error:
+            return weakref.ref(error)
+        raise AssertionError("it was stored")
+
+    bank.streams.act = full
+    errors = [await refused(number) for number in range(20)]
+    await asyncio.sleep(0)
+    gc.collect()
+    assert [error() for error in errors] == [None] * 20
+
+
+async def test_a_bus_that_closes_while_a_route_is_read_cancels_nobody(bank: Bank) -> None:
+    async def never(_: FakeStreams, __: str) -> None:
+        await asyncio.Event().wait()
+
+    bank.streams.act = never
+    call = asyncio.ensure_future(bank.sender.enqueue(Debit("a"), "m", timeout=30.0))
+    await eventually(lambda: bank.streams.reads > 0 or bank.routes._cached)
+    await bank.sender.close()
+    await bank.routes.close()
+    with pytest.raises(DisconnectedError, match="the bus was closed before it was sent"):
+        await call
+
+
+async def test_what_the_outbox_gives_in_is_stored_in_order_when_some_of_it_is_refused(bank: Bank) -> None:
+    await bank.sender.enqueue(Ping(), "warm", timeout=1.0, key="k")
+    made = [await bank.sender.prepare(Ping("x" * 2_000), f"m{n}", timeout=1.0, key="k") for n in range(150)]
+    refusals = 1
+
+    async def full_once(_: FakeStreams, __: str) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise FULL
+
+    bank.streams.act = full_once
+    ends = await asyncio.gather(*(bank.sender.store(one, timeout=5.0) for one in made), return_exceptions=True)
+    assert all(isinstance(end, OverloadedError) for end in ends), "nothing behind what was refused is stored"
+    written = bank.sender.statistics().written
+    assert (written.waiting, written.waiting_bytes) == (0, 0)

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-from typing import Any
 
 import msgspec
 import pytest
@@ -10,8 +9,10 @@ import pytest
 from catga_bus import Context, Router
 from catga_bus.durability.letters.letters import Reason
 from catga_bus.durability.working import careful, strangers
+from catga_bus.durability.working.jobs import Job
 from catga_bus.durability.working.worker import Worker
 from catga_bus.errors import CatgaError
+from catga_bus.partition.lanes import Record
 from catga_bus.testing import eventually
 from catga_bus.wire import PREFIX, Kind, join_batch
 from tests.unit.work_rig import STREAM, Debit, Debited, Desk, FakeInbox, Keeper, Start
@@ -380,7 +381,7 @@ async def test_records_that_are_done_leave_nothing_for_the_garbage_collector(sta
         for number in range(50):
             rig.take(*(Debit(f"k{index}", number) for index in range(20)))
         await eventually(lambda: len(rig.keeper.acked) == 51)
-        found: list[Any] = [one for one in gc.get_objects() if type(one).__name__ in ("Job", "Record")]
+        found = [one for one in gc.get_objects() if isinstance(one, Job | Record)]
     finally:
         gc.enable()
     assert len(found) <= 1

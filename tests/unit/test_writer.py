@@ -421,6 +421,46 @@ def test_who_waits_until_all_is_written_does_not_wait_for_more() -> None:
     run(main())
 
 
+def test_who_waits_until_all_is_written_waits_for_what_is_gathered_meanwhile_too() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.unanswered = 64
+        written = asyncio.Event()
+
+        async def slow(_: FakeStreams, __: str) -> None:
+            await written.wait()
+
+        desk.streams.act = slow
+        desk.post("m0", decode=bytes)
+        await turns(5)
+        last = desk.post("m1", decode=bytes)
+        waiting = asyncio.ensure_future(desk.writer.wait_idle())
+        await turns(5)
+        written.set()
+        await waiting
+        assert last.stored is not None
+
+    run(main())
+
+
+@pytest.mark.parametrize("decode", [None, bytes])
+def test_what_waits_for_a_connection_that_is_behind_is_not_written_after_its_deadline(decode: Any) -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.wire.is_behind = True
+        posting = desk.post("m0", timeout=1.0, decode=decode)
+        given_up = desk.post("m1", timeout=60.0, decode=decode)
+        end = await end_of(posting)
+        assert (end.code, end.outcome) == ("TIMEOUT", Outcome.NOT_RUN)
+        desk.writer.cancel(given_up)
+        desk.wire.writable.set()
+        await desk.writer.wait_idle()
+        assert desk.stored() == []
+        assert (desk.room.frames, desk.room.bytes) == (0, 0)
+
+    run(main())
+
+
 def test_what_is_gathered_ends_with_the_bus_and_at_its_deadline() -> None:
     async def main() -> None:
         desk = Desk()

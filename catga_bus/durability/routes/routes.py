@@ -107,6 +107,9 @@ class Cached(msgspec.Struct):
     trouble: str = ""
     """Why the last attempt at reading it has failed."""
 
+    failed_at: float = -math.inf
+    """When a known route could not be read again: nobody waits for the next attempt, the bucket has no leader."""
+
     def age_allows(self, now: float) -> Literal["use", "refresh", "read"]:
         """Say what a caller does with it at an instant."""
         age = now - self.read_at
@@ -114,7 +117,9 @@ class Cached(msgspec.Struct):
             return "use" if age <= ABSENT_SECONDS else "read"
         if age <= FRESH_SECONDS:
             return "use"
-        return "refresh" if age <= STALE_SECONDS else "read"
+        if now - self.failed_at <= FRESH_SECONDS:
+            return "use"
+        return "refresh" if age <= STALE_SECONDS or self.failed_at > self.read_at else "read"
 
 
 class Routes:
@@ -140,7 +145,7 @@ class Routes:
     def known(self, type_name: str, now: float) -> Route | None:
         """Return a route that needs no reading; None if it has to be found."""
         cached = self._cached.get(type_name)
-        if cached is None or cached.route is None or now - cached.read_at > FRESH_SECONDS:
+        if cached is None or cached.route is None or now - max(cached.read_at, cached.failed_at) > FRESH_SECONDS:
             return None
         return cached.route
 
@@ -167,6 +172,8 @@ class Routes:
             return cached.route
         reading = cached.reading
         await asyncio.wait({reading}, timeout=timeout)
+        if reading.cancelled():
+            raise JetStreamUnknownError(f"the route of {type_name} could not be read: the bus was closed")
         if reading.done() and (error := reading.exception()) is not None:
             raise error
         if cached.read_at == -math.inf:
@@ -187,6 +194,7 @@ class Routes:
         cached = self._cached.get(type_name)
         if cached is not None and cached.read_at > -math.inf:
             cached.read_at = self._clock() - STALE_SECONDS - 1.0
+            cached.failed_at = -math.inf
 
     def listen_on(self, transport: Transport) -> None:
         """Hear of changes at once instead of within `STALE_SECONDS`, from the first call on that needs a route.
@@ -232,6 +240,7 @@ class Routes:
                         cached.route = await read_route(self._bucket, type_name)
                 except JetStreamUnknownError as error:
                     if cached.route is not None:
+                        cached.failed_at = self._clock()
                         return  # the bucket has no leader: what was known has to do
                     cached.trouble = str(error)
                     if self._denied:

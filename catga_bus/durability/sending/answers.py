@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
@@ -25,6 +25,7 @@ class Answers:
     Args:
         transport: The connection.
         gate: Lets answers in.
+        drop: Has a command not written, if it was not, because it has its end.
         clock: Monotonic seconds.
 
     Attributes:
@@ -33,9 +34,10 @@ class Answers:
         rejected: What came and was no answer.
     """
 
-    def __init__(self, transport: Transport, gate: Gate, clock: Clock) -> None:
+    def __init__(self, transport: Transport, gate: Gate, drop: Callable[[Posting], None], clock: Clock) -> None:
         self._transport = transport
         self._gate = gate
+        self._drop = drop
         self._log = RareLog(logging.getLogger("catga_bus.durability"), clock)
         self._pending: dict[str, Posting] = {}
         self._deadlines = Deadlines(self._end_late, clock)
@@ -52,8 +54,15 @@ class Answers:
         self._subscription = await self._transport.subscribe(self.inbox, self._on_message)
 
     def expect(self, posting: Posting) -> None:
-        """Wait for a result, until the posting's deadline."""
+        """Wait for a result, until the posting's deadline; who waited for one with this id does no more.
+
+        Two have one id if the second execution of a handler sends what the first one did.
+        """
+        before = self._pending.get(posting.id)
         self._pending[posting.id] = posting
+        if before is not None:
+            self._drop(before)
+            endings.fail(before, Code.DISCONNECTED, Outcome.UNKNOWN, "it was sent again under the same id")
         if posting.deadline < self._deadlines.due:
             self._deadlines.watch(posting.deadline)
 
@@ -86,6 +95,8 @@ class Answers:
             if posting is None:
                 self.late += 1
             elif not posting.future.done():
+                if not posting.is_written:  # the answer is to an earlier sending under this id
+                    self._drop(posting)
                 posting.is_over = True
                 posting.future.set_result(endings.of_answer(posting, frame))
 

@@ -1,7 +1,7 @@
 """From a message to the line of its partition: what is known of each class on its way out, and of its keys."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -70,11 +70,20 @@ class Outlets:
         routes: Who handles what.
         names: Subjects and streams.
         line: Returns the line of a stream and partition.
+        ensure_log: Has a log of events made if there is none, within so many seconds.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, routes: Routes, names: Names, line: Callable[[str, int], Line], clock: Clock) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        names: Names,
+        line: Callable[[str, int], Line],
+        ensure_log: Callable[[float], Awaitable[None]],
+        clock: Clock,
+    ) -> None:
         self._routes = routes
+        self._ensure_log = ensure_log
         self._names = names
         self._line = line
         self._clock = clock
@@ -112,6 +121,8 @@ class Outlets:
             OverloadedError: The server refuses to read it.
             PermissionDeniedError: This user may not read it.
         """
+        if outlet.source == EVENT_LOG and outlet.route is None:
+            await self._ensure_log(deadline - self._clock())
         timeout = deadline - self._clock()
         try:
             route = await self._routes.find(outlet.source, timeout)
@@ -177,13 +188,13 @@ class Outlets:
         now = self._clock()
         if now < outlet.check_at:
             return
-        outlet.check_at = now + _CHECK_SECONDS
         try:
             route = await self._routes.find(outlet.type_name, min(_CHECK_PATIENCE, deadline - now))
         except JetStreamUnknownError:
-            return
+            route = None
         if route is not None:
-            self._compare(outlet, route)
+            self._compare(outlet, route)  # one that differs is looked at again with each event
+        outlet.check_at = now + _CHECK_SECONDS
 
     def _compare(self, outlet: Outlet, route: Route) -> None:
         where = f"in the service {route.service!r}" if route.service else "where it is handled"

@@ -8,7 +8,7 @@ next one: records grow exactly when the server is slow.
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -36,11 +36,10 @@ WINDOW_MARGIN: Final = 5.0
 """Seconds before the end of the duplicate window after which a record is not written again: an attempt may take two."""
 
 
-class Posting(msgspec.Struct, eq=False, gc=False):
+class Posting(msgspec.Struct, eq=False):
     """One message on its way into a stream, and who waits for it.
 
-    Not tracked by the garbage collector, as `requests.calls.Call`: it is in a cycle with its line only while it waits
-    there, which nothing does for ever.
+    Tracked by the garbage collector: an error that its future holds holds it in turn, by the frames of its traceback.
     """
 
     id: str
@@ -68,8 +67,11 @@ class Posting(msgspec.Struct, eq=False, gc=False):
     stored: Stored | None = None
     """Where it lies, once that is known."""
 
+    is_ordered: bool = False
+    """Whether it fails with one of its subject that was before it and fails: it is given in again behind that."""
 
-class Record(msgspec.Struct, eq=False, gc=False):
+
+class Record(msgspec.Struct, eq=False):
     """What is written as one message, and the same each time."""
 
     id: str
@@ -211,13 +213,29 @@ class Line:
     def expire(self, now: float) -> list[Posting]:
         """Take out what was not written by its deadline and return it."""
         late = [posting for posting in self.waiting if posting.deadline <= now and not posting.is_over]
-        for posting in late:
+        self._take_out(late)
+        return [*late, *self.take_followers(late)]
+
+    def take_followers(self, failed: Iterable[Posting]) -> list[Posting]:
+        """Take out and return what must not be written because something before it has failed (`is_ordered`)."""
+        subjects = {posting.subject for posting in failed if posting.is_ordered}
+        if not subjects:
+            return []
+        found = [
+            posting
+            for posting in self.waiting
+            if posting.is_ordered and posting.subject in subjects and not posting.is_over
+        ]
+        self._take_out(found)
+        return found
+
+    def _take_out(self, postings: list[Posting]) -> None:
+        for posting in postings:
             posting.is_over = True
             self.bytes -= len(posting.frame)
-        self._cancelled += len(late)
-        if late:
+        self._cancelled += len(postings)
+        if postings:
             self._sweep_cancelled()
-        return late
 
     def clear(self) -> list[Posting]:
         """Take out everything that was not written and return it."""

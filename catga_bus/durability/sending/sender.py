@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -32,6 +32,10 @@ from catga_bus.wire import Kind, Names, join_batch
 def draw_record_id() -> str:
     """Return 96 random bits as text: nobody can store another record under it first."""
     return os.urandom(12).hex()
+
+
+async def _nothing(_: float) -> None:
+    """There is a log of events already."""
 
 
 class SenderStatistics(msgspec.Struct, frozen=True):
@@ -65,6 +69,7 @@ class Sender:
         sender: Id of this node, for the heads of records.
         clock: Monotonic seconds.
         rng: Jitter of the pauses between attempts.
+        ensure_log: Has a log of events made if there is none, within so many seconds.
         duplicate_window: Seconds for which the streams recognise duplicates.
         draw_id: Gives ids of records.
     """
@@ -80,6 +85,7 @@ class Sender:
         sender: str,
         clock: Clock,
         rng: random.Random,
+        ensure_log: Callable[[float], Awaitable[None]] = _nothing,
         duplicate_window: float = 120.0,
         draw_id: Callable[[], str] = draw_record_id,
     ) -> None:
@@ -90,7 +96,7 @@ class Sender:
         self._clock = clock
         self._create_future = asyncio.get_running_loop().create_future
         self._room = Room()
-        self._answers = Answers(transport, gate, clock)
+        self._answers = Answers(transport, gate, self._drop, clock)
         self._writer = Writer(
             transport,
             jetstream,
@@ -105,7 +111,7 @@ class Sender:
         )
         self._sender = sender
         self._scheduler = Scheduler(jetstream, names, clock, rng)
-        self._outlets = Outlets(routes, names, self._writer.line, clock)
+        self._outlets = Outlets(routes, names, self._writer.line, ensure_log, clock)
         self._turnstile = Turnstile(self._outlets, clock)
         self._max_payload = transport.max_payload
         self._is_closed = False
@@ -262,14 +268,17 @@ class Sender:
         return Outbound(subject, message_id, frame, "" if outlet.route is None else outlet.route.service)
 
     async def store(self, outbound: Outbound, *, timeout: float) -> Stored:
-        """Store what `prepare` has made; raises as `enqueue` does."""
+        """Store what `prepare` has made; raises as `enqueue` does.
+
+        If it is not stored, neither is what was given for its subject after it and is not stored yet.
+        """
         stream = self._names.command_stream(outbound.service) if outbound.service else self._names.event_stream()
         line = self._writer.line(stream, int(outbound.subject.rpartition(".")[2]))
         deadline = self._clock() + timeout
         subject = outbound.subject
         await self._wait_room(line, subject, deadline)
         future = self._create_future()
-        posting = Posting(outbound.message_id, subject, subject, outbound.frame, deadline, future)
+        posting = Posting(outbound.message_id, subject, subject, outbound.frame, deadline, future, is_ordered=True)
         self._writer.post(line, posting)
         try:
             stored: Stored = await future
@@ -352,6 +361,9 @@ class Sender:
         self._writer.cancel(posting)
         self._answers.forget(posting)
 
+    def _drop(self, posting: Posting) -> None:
+        self._writer.cancel(posting)
+
     def _put(
         self,
         outlet: Outlet,
@@ -379,6 +391,8 @@ class Sender:
         try:
             await self._turnstile.enter(outlet, deadline)
         except DeadlineExceededError:
+            if self._is_closed:
+                self._check_open(outlet.type_name, deadline)
             raise
         except TimeoutError:
             pass  # said below

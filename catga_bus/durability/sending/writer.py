@@ -185,8 +185,10 @@ class Writer:
 
     async def wait_idle(self) -> None:
         """Wait until nothing is left to write."""
-        self._holds.end_all()
-        while self._working:
+        while True:
+            self._holds.end_all()  # a line that has written may wait for more once again
+            if not self._working:
+                return
             await asyncio.wait(set(self._working.values()))
 
     async def close(self) -> None:
@@ -216,7 +218,12 @@ class Writer:
 
     async def _work(self, line: Line) -> None:
         try:
-            while record := line.record or line.take(self._draw_id):
+            while True:
+                if self._transport.is_behind:  # before a record is taken: what waits here can still be taken back
+                    await self._transport.wait_writable()
+                record = line.record or line.take(self._draw_id)
+                if record is None:
+                    break
                 await self._attempt(line, record)
                 if line.record is None and self._is_held(line):
                     break
@@ -236,8 +243,6 @@ class Writer:
         return True
 
     async def _attempt(self, line: Line, record: Record) -> None:
-        if self._transport.is_behind:
-            await self._transport.wait_writable()
         if not self._transport.is_connected:
             await self._failed(line, record, JetStreamUnreachedError("there is no connection"), self._clock())
             return
@@ -358,6 +363,10 @@ class Writer:
         self._room.give(len(record.postings), record.size)
         outcome = Outcome.UNKNOWN if record.attempts else Outcome.NOT_RUN
         _fail(record.postings, code, outcome, text)
+        size = line.bytes
+        followers = line.take_followers(record.postings)
+        self._room.give(len(followers), size - line.bytes)
+        _fail(followers, code, Outcome.NOT_RUN, f"what was to be stored before it is not: {text}")
 
     def _end_all(self, line: Line, text: str) -> None:
         if line.record is not None:
