@@ -23,6 +23,7 @@ from catga_bus.durability.inbox.base import (
 )
 from catga_bus.partition.work import Fence
 from catga_bus.testing.waiting import eventually
+from catga_bus.wire import Status
 
 Make: TypeAlias = Callable[[str], Inbox]
 """Returns an inbox on the store of a name, not yet open."""
@@ -33,6 +34,8 @@ SERVICE = "billing"
 FENCE = Fence(partition=3, epoch=100)
 DONE = Recorded(0, b"\xa4done")
 OTHER = Recorded(1, b"\xa5other")
+DEAD = Recorded(int(Status.FAILED), b"\xa5first")
+DEAD_AGAIN = Recorded(int(Status.FAILED), b"\xa6second")
 
 
 def outbound(number: int) -> Outbound:
@@ -199,6 +202,24 @@ class InboxContract:
         )
         assert list(results) == [OTHER, DONE, OTHER]
         assert await inbox.find(SERVICE, "m-2") == OTHER
+
+    @pytest.mark.parametrize("has_effects", [False, True])
+    async def test_a_dead_letter_is_replaced_by_the_result_of_its_retry(
+        self,
+        inbox: Inbox,
+        has_effects: bool,  # noqa: FBT001
+    ) -> None:
+        assert await mark(inbox, "m-1", result=DEAD) == DEAD
+        assert await inbox.find(SERVICE, "m-1") == DEAD
+        assert await mark(inbox, "m-1", result=DEAD_AGAIN) == DEAD_AGAIN
+        assert await (do if has_effects else mark)(inbox, "m-1") == DONE
+        assert await inbox.find(SERVICE, "m-1") == DONE
+        assert await payments(inbox) == ([("m-1", 1)] if has_effects else [])
+
+    async def test_what_is_done_is_no_dead_letter_any_more(self, inbox: Inbox) -> None:
+        await do(inbox, "m-1")
+        assert await mark(inbox, "m-1", result=DEAD) == DONE
+        assert await inbox.find(SERVICE, "m-1") == DONE
 
     async def test_of_units_that_race_for_one_message_one_has_the_effect(self, inbox: Inbox) -> None:
         async def race(number: int) -> Recorded:
@@ -482,6 +503,18 @@ class InboxContract:
         assert await inbox.find(SERVICE, "young") == DONE
         assert await inbox.sweep(utc[0] + inbox.retention) == 0
         assert await inbox.sweep(utc[0] + inbox.retention + 1.0) == 1
+
+    async def test_a_dead_letter_that_is_replaced_is_young_again_and_holds_up_no_sweep(
+        self, inbox: Inbox, utc: list[float]
+    ) -> None:
+        await mark(inbox, "m-1", result=DEAD)
+        await mark(inbox, "m-2")
+        utc[0] += 3_600.0
+        await mark(inbox, "m-1")
+        oldest = utc[0] - 3_600.0
+        assert await inbox.sweep(oldest + inbox.retention + 1.0) == 1 + 1  # one made the table
+        assert await inbox.find(SERVICE, "m-1") == DONE
+        assert await inbox.find(SERVICE, "m-2") is None
 
     async def test_a_sweep_leaves_fences_and_the_outbox(self, inbox: Inbox, utc: list[float]) -> None:
         unit = inbox.unit(SERVICE, "m-1", FENCE)

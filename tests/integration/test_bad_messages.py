@@ -172,6 +172,48 @@ async def test_a_message_that_ends_its_process_is_buried_and_its_batch_mates_are
     effects.check({account: list(range(10, 17)) for account in ("a", "b")})
 
 
+async def test_a_dead_letter_whose_node_dies_is_not_run_behind_what_came_after_it(
+    start_server: StartServer, make_bus: MakeBus, tmp_path: Path
+) -> None:
+    """Its record is not acknowledged, because of a mate that kills the process; by then its handler is mended."""
+    server = start_server(jetstream=True)
+    effects = Effects(tmp_path / "inbox.db")
+    await effects.make()
+    partition = partition_of("stumbles", 4)
+    killer = next(name for name in (f"killer-{n}" for n in range(100)) if partition_of(name, 4) == partition)
+    mended = tmp_path / "mended"
+    environment = {"SERVER": server.url, "INBOX": effects.address, "KILLER": killer, "MENDED": str(mended)}
+    ends: list[int] = []
+    async with make_bus(server.url, "client") as client:
+        node = NodeProcess(tmp_path / "node-0", "tests.integration.fatal:bus", **environment)
+        try:
+            await node.is_ready()
+            await client.send(Debit("stumbles", 0), timeout=PATIENCE)
+            first = asyncio.ensure_future(client.send(Debit("stumbles", 1), timeout=2 * PATIENCE))
+            mates = [Debit("stumbles", 2), Debit(killer, 0), Debit("stumbles", 3)]
+            stored = await asyncio.gather(*map(client.enqueue, mates))
+            async with asyncio.timeout(60.0):
+                while len(await letters_of(client)) < 2:
+                    if node.process.poll() is not None:
+                        ends.append(node.process.returncode)
+                        node = NodeProcess(tmp_path / f"node-{len(ends)}", "tests.integration.fatal:bus", **environment)
+                    await asyncio.sleep(0.02)
+            result = await first
+            letters = await letters_of(client)
+            await eventually(lambda: effects.count >= 3, PATIENCE)
+        finally:
+            node.kill()
+    assert len({one.sequence for one in stored}) == 1, "they lie in one record"
+    assert set(ends) == {99}
+    assert isinstance(result, Err)
+    assert (result.code, result.details["sequence"]) == ("DEAD_LETTERED", stored[0].sequence)
+    assert {(one.letter.key, one.letter.reason) for one in letters if one.letter is not None} == {
+        ("stumbles", Reason.ATTEMPTS),
+        (killer, Reason.KILLER),
+    }
+    assert [cents for account, cents, _, _ in effects.rows() if account == "stumbles"] == [0, 2, 3]
+
+
 # -- the inbox ---------------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from catga_bus import Context, Fence, RetryOptions, Router
-from catga_bus.durability.inbox.base import Recorded
+from catga_bus.durability.inbox.base import InboxError, Recorded
 from catga_bus.durability.letters.letters import Reason
-from catga_bus.errors import CatgaError
+from catga_bus.errors import CatgaError, Code
 from catga_bus.testing import eventually
 from catga_bus.wire import Status
 from tests.unit.work_rig import QUICK, Debit, FakeInbox, Start
@@ -257,3 +257,117 @@ async def test_order_per_key_holds_with_an_inbox_that_fails_now_and_then(start: 
         numbers = [int(line.split()[1]) for line in inbox.effects if line.startswith(key)]
         assert numbers == sorted(set(numbers))
     assert len(inbox.effects) == 200
+
+
+# -- dead letters ----------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_letter_is_noted_before_its_key_goes_on_and_is_not_run_again_by_the_next_owner(
+    start: Start,
+) -> None:
+    """Its record is not acknowledged when its node dies: another message of it still runs."""
+    till, inbox = Till(max_attempts=2), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    till.failures = 2
+    record = rig.record(rig.frame(Debit("a", 1), waits=True), rig.frame(Debit("a", 2)))
+    rig.worker.take(record)
+    await rig.acked(1)
+    assert inbox.order[:3] == ["commit 1", "answer 1", "commit 2"]
+
+    keeper, worker = rig.partition()
+    worker.take(record)
+    await eventually(lambda: keeper.acked == [1])
+    assert till.runs == ["1", "1", "2"]
+    assert [letter.id for letter in rig.letters.buried] == ["1"]
+    assert [(name, status, fault.code) for name, status, fault in rig.answers] == [
+        ("1", Status.FAILED, Code.DEAD_LETTERED)
+    ] * 2
+    assert rig.answers[0] == rig.answers[1]
+
+
+async def test_a_dead_letter_that_is_retried_is_run_in_its_new_record(start: Start) -> None:
+    till, inbox = Till(max_attempts=1), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    till.failures = 1
+    frame = rig.frame(Debit("a", 1))
+    rig.worker.take(rig.record(frame))
+    await rig.acked(1)
+    retried = rig.record(frame)
+    rig.worker.take(retried)
+    await rig.acked(1, 2)
+    assert (till.runs, inbox.effects) == (["1", "1"], ["a 1 attempt 1"])
+    assert inbox.done["1"].status == Status.OK
+
+
+async def test_a_killer_whose_effects_are_committed_is_no_dead_letter(start: Start) -> None:
+    """Its process died between the commit and the end of its mark."""
+    till, inbox = Till(), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    inbox.done["1"] = Recorded(Status.OK, _encode(1))
+    inbox.find_errors = 2
+    rig.take(Debit("a", 1), Debit("a", 2), waits=True, killer=0)
+    await rig.acked(1)
+    assert (rig.letters.tries, till.runs) == (0, ["2"])
+    assert rig.answers == [("1", Status.OK, 1), ("2", Status.OK, 2)]
+
+
+async def test_what_is_expired_and_known_as_done_is_no_dead_letter(start: Start) -> None:
+    till, inbox = Till(), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    record = rig.record(rig.frame(Debit("a", 1)))
+    inbox.done["1"] = Recorded(Status.OK, _encode(1))
+    rig.utc += inbox.retention + 1.0
+    rig.worker.take(record)
+    await rig.acked(1)
+    assert (rig.letters.tries, till.runs) == (0, [])
+
+
+async def test_an_inbox_that_cannot_note_a_dead_letter_holds_back_its_key(start: Start) -> None:
+    till, inbox = Till(max_attempts=1), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    till.failures = 1
+    inbox.commit_errors = [InboxError("disk full"), InboxError("disk full")]
+    rig.take(Debit("a", 1), Debit("a", 2))
+    await rig.acked(1)
+    assert inbox.order[:2] == ["commit 1", "commit 2"]
+    assert (rig.letters.tries, inbox.done["1"].status) == (1, Status.FAILED)
+
+
+async def test_a_dead_letter_that_the_fence_refuses_is_neither_answered_nor_acknowledged(start: Start) -> None:
+    till, inbox = Till(max_attempts=1), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    rig.keeper.on_lost = rig.worker.drop
+    till.failures = 1
+    inbox.highest = 8
+    rig.take(Debit("a", 1), waits=True)
+    await eventually(lambda: rig.keeper.losses == [8] and rig.worker.records == 0)
+    assert (rig.keeper.acked, rig.answers, inbox.done) == ([], [], {})
+
+
+async def test_a_dead_letter_is_noted_under_the_epoch_that_was_claimed_meanwhile(start: Start) -> None:
+    till, inbox = Till(max_attempts=1), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    till.failures = 1
+    inbox.highest = 8
+
+    def claim_anew() -> None:
+        rig.keeper.fence = Fence(3, 11)
+
+    rig.keeper.on_lost = claim_anew
+    rig.take(Debit("a", 1))
+    await rig.acked(1)
+    assert (rig.keeper.losses, inbox.highest) == ([8], 11)
+
+
+async def test_what_was_done_meanwhile_is_answered_as_it_was_though_its_letter_is_stored(start: Start) -> None:
+    till, inbox = Till(max_attempts=1), FakeInbox()
+    rig = await start(till.router, inbox=inbox)
+    rig.letters.gate.clear()
+    till.failures = 1
+    rig.take(Debit("a", 1), waits=True)
+    await eventually(lambda: rig.letters.tries)
+    inbox.done["1"] = Recorded(Status.OK, _encode(99))
+    rig.letters.gate.set()
+    await rig.acked(1)
+    assert rig.answers == [("1", Status.OK, 99)]
+    assert rig.workshop.statistics().dead_letters == {}

@@ -152,8 +152,8 @@ class Unit:
             raise error
         if self.fence.epoch < inbox.highest:
             raise FencedError(f"epoch {self.fence.epoch} is below {inbox.highest}", inbox.highest)
-        if self.message_id in inbox.done:
-            return inbox.done[self.message_id]
+        if (known := inbox.done.get(self.message_id)) is not None and known.status != Status.FAILED:
+            return known
         inbox.highest = self.fence.epoch
         inbox.done[self.message_id] = result
         inbox.effects += self.written

@@ -51,7 +51,7 @@ class Recorded(msgspec.Struct, frozen=True):
     """The result of a message that is done."""
 
     status: int
-    """`catga_bus.wire.Status`: OK or REFUSED."""
+    """`catga_bus.wire.Status`: OK or REFUSED; FAILED of a dead letter, which a later result replaces."""
 
     body: bytes
     """MessagePack of the value or of the `Fault`."""
@@ -73,7 +73,8 @@ class Unit(Effects, Protocol):
     async def commit(self, result: Recorded) -> Recorded:
         """Commit everything, with the result; return it, or the recorded one if the message was done meanwhile.
 
-        It returns when the commit has happened. Cancelled, it may happen all the same: the inbox knows.
+        It returns when the commit has happened. Cancelled, it may happen all the same: the inbox knows. A recorded
+        `FAILED` is no obstacle: the message was a dead letter, and was retried.
 
         Raises:
             FencedError: The epoch is stale; everything was rolled back.

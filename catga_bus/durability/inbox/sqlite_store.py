@@ -18,6 +18,7 @@ from catga_bus.durability.inbox.base import FencedError, Outbound, Recorded
 from catga_bus.durability.inbox.sqlite_guard import Guard
 from catga_bus.errors import ConfigurationError
 from catga_bus.partition.work import Fence
+from catga_bus.wire import Status
 
 SCHEMA_VERSION = 1
 
@@ -52,7 +53,12 @@ _SCHEMA = (
 
 _MARK = "INSERT INTO catga_inbox (service, message_id, status, body, domain, partition, epoch, done_at) VALUES "
 _MARK_ROW = "(?, ?, ?, ?, ?, ?, ?, ?)"
-_MARKS = {rows: _MARK + ", ".join([_MARK_ROW] * rows) + " ON CONFLICT DO NOTHING" for rows in _MARKED_AT_ONCE}
+_REPLACE = (  # a dead letter; the mark goes to the end, where the sweep looks for the young ones
+    " ON CONFLICT (service, message_id) DO UPDATE SET place = (SELECT MAX(place) + 1 FROM catga_inbox),"
+    " status = excluded.status, body = excluded.body, domain = excluded.domain, partition = excluded.partition,"
+    f" epoch = excluded.epoch, done_at = excluded.done_at WHERE status = {int(Status.FAILED)}"
+)
+_MARKS = {rows: _MARK + ", ".join([_MARK_ROW] * rows) + _REPLACE for rows in _MARKED_AT_ONCE}
 _FIND = "SELECT message_id, status, body FROM catga_inbox WHERE service = ? AND message_id IN ({})"
 _FINDS = {count: _FIND.format(", ".join("?" * count)) for count in (1, 4, 16, 64, LOOKED_AT_ONCE)}
 # A handful of texts, so that each is prepared once.

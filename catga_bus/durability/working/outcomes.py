@@ -5,14 +5,18 @@
     INVALID              a dead letter
     BUSY, EXPIRED        it was not started: put off
 
+A dead letter is noted in the inbox before its key goes on. Else the next owner, to whom its record comes once more if
+this node dies now, would run it behind what came after it.
+
 A message whose thread runs on past its deadline has not ended: what becomes of it is decided when the thread has.
 """
 
 import asyncio
 import contextlib
 import math
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,7 +27,7 @@ from catga_bus.durability.letters.letters import DeadLetter, Reason
 from catga_bus.durability.working.jobs import Doom, Job
 from catga_bus.durability.working.shop import Shop
 from catga_bus.errors import Code
-from catga_bus.partition.work import Keeping
+from catga_bus.partition.work import Fence, Keeping
 from catga_bus.resilience.retry import RetryOptions, pause_before
 from catga_bus.wire import BATCH_OVERHEAD, Fault, Status
 
@@ -33,7 +37,10 @@ PUT_OFF = RetryOptions(first=0.02, longest=1.0)
 MIN_KILLS = 2
 """How many processes a message has killed, at least, when it is given up for that."""
 
+T = TypeVar("T")
+
 _encode = msgspec.msgpack.Encoder().encode
+_decode_fault = msgspec.msgpack.Decoder(Fault).decode
 
 
 class Outcomes:
@@ -162,20 +169,37 @@ class Outcomes:
             self._answer(job, record.reply, _encode((message.id, recorded.status, body, self._shop.node_id)), 0.0)
         job.hands.done(job)
 
+    def is_done(self, job: Job, recorded: Recorded) -> bool:
+        """Return whether what the inbox knows of a message is of this record of it.
+
+        A dead letter that is retried comes in a new record, and is run.
+        """
+        if recorded.status != Status.FAILED:
+            return True
+        details: object = _decode_fault(recorded.body).details
+        return details == self._place_of(job)
+
+    def _place_of(self, job: Job) -> dict[str, Any]:
+        return {"stream": self._stream, "sequence": job.record.sequence}
+
     def _fenced(self, job: Job, error: FencedError) -> None:
-        """The store has seen a higher epoch: of this node, which has claimed anew meanwhile, or of another one."""
+        """The store has seen a higher epoch than that of the job."""
+        self._check_fence(job, job.fence, error)
+        if job.record.lost:
+            job.hands.done(job)
+        else:
+            self.put_off(job, f"{error}")
+
+    def _check_fence(self, job: Job, used: Fence | None, error: FencedError) -> None:
+        """Find out whose the higher epoch is: of this node, which has claimed anew meanwhile, or of another one."""
         fence = self._keeping.fence
-        if not job.record.lost and (job.fence is None or fence.epoch <= job.fence.epoch):
+        if not job.record.lost and (used is None or fence.epoch <= used.epoch):
             self._counts.fenced += 1
             self._shop.rare_log.warn(
                 "fenced", "%s %.80r was refused by the inbox, epoch %d: %s", job.message.type, job.message.id,
                 fence.epoch, error,
             )  # fmt: skip
             self._keeping.lost(error.highest)
-        if job.record.lost:
-            job.hands.done(job)
-        else:
-            self.put_off(job, f"{error}")
 
     # -- not done --------------------------------------------------------------------------------------------
 
@@ -244,24 +268,57 @@ class Outcomes:
             unit, job.unit = job.unit, None
             with contextlib.suppress(Exception):  # the store forgets what was not committed by itself
                 await unit.rollback()
-        letter = letter_of(job, doom, service=shop.service, node=shop.node_id, stream=self._stream, utc=shop.utc())
-        tries = 0
-        while not record.lost:
-            try:
-                await shop.letters.bury(letter)
-                break
-            except Exception as error:
-                shop.rare_log.warn("bury", "a dead letter of %s cannot be stored: %s", self._stream, describe(error))
-            tries += 1
-            await asyncio.sleep(pause_before(tries, PUT_OFF, shop.rng.random()))
-        if not record.lost:
+        fault = Fault(Code.DEAD_LETTERED, f"{doom.reason}: {doom.error}", self._place_of(job))
+        recorded = await self._find(job)
+        if recorded is None and not record.lost:
+            letter = letter_of(job, doom, service=shop.service, node=shop.node_id, stream=self._stream, utc=shop.utc())
+            await self._insist(job, "a dead letter of %s cannot be stored: %s", partial(shop.letters.bury, letter))
+            result = Recorded(int(Status.FAILED), _encode(fault))
+            noted = await self._insist(job, "a dead letter of %s cannot be noted: %s", partial(self._note, job, result))
+            recorded = noted if noted != result else None
+        if record.lost:
+            job.hands.done(job)
+        elif recorded is not None:
+            self.repeat(job, recorded)
+        else:
             self._counts.dead_letters[doom.reason] += 1
             shop.rare_log.warn("dead", "%s %.80r is a dead letter (%s): %s", message.type, message.id, *doom)
             if record.reply is not None and message.remaining_ms is not None:
-                fault = Fault(Code.DEAD_LETTERED, f"{doom.reason}: {doom.error}")
                 self._answer(job, record.reply, shop.answers.fault(message.id, Status.FAILED, fault), 0.0)
-        job.hands.done(job)
+            job.hands.done(job)
         shop.dispatcher.wake()
+
+    async def _find(self, job: Job) -> Recorded | None:
+        """Look up what was not looked up: its process may have died after the commit; others may know its type."""
+        inbox = self._shop.inbox
+        if inbox is None or job.is_known_new:
+            return None
+        look = partial(inbox.find, self._shop.service, job.message.id)
+        recorded = await self._insist(job, "a message of %s cannot be looked up: %s", look)
+        return recorded if recorded is not None and self.is_done(job, recorded) else None
+
+    async def _note(self, job: Job, result: Recorded) -> Recorded:
+        """Have the inbox know of a dead letter; return what it knows then."""
+        inbox, fence = self._shop.inbox, self._keeping.fence
+        if inbox is None:
+            return result
+        try:
+            return await inbox.unit(self._shop.service, job.message.id, fence).commit(result)
+        except FencedError as error:
+            self._check_fence(job, fence, error)
+            raise
+
+    async def _insist(self, job: Job, text: str, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Call until it succeeds, or the record is forgotten: then return None."""
+        shop, tries = self._shop, 0
+        while not job.record.lost:
+            try:
+                return await call()
+            except Exception as error:
+                shop.rare_log.warn("bury", text, self._stream, describe(error))
+            tries += 1
+            await asyncio.sleep(pause_before(tries, PUT_OFF, shop.rng.random()))
+        return None
 
 
 def letter_of(job: Job, doom: Doom, *, service: str, node: str, stream: str, utc: float) -> DeadLetter:

@@ -240,7 +240,7 @@ class Worker:
         """The inbox knows whether a job is done."""
         if job.record.lost or not self._is_open:
             self._give_back(job)
-        elif recorded is None:
+        elif recorded is None or not self._outcomes.is_done(job, recorded):
             job.is_known_new = True
             self._submit(job)
         else:
