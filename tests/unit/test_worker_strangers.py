@@ -296,6 +296,25 @@ async def test_a_careful_frame_that_hangs_holds_up_the_other_partitions_for_a_wh
     await rig.acked(1)
 
 
+async def test_the_turn_of_a_frame_that_outlives_its_tenure_ends_with_it(start: Start) -> None:
+    """The partition was lost and came back while its handler ran on."""
+    desk = Desk()
+    rig = await start(desk.router)
+    keeper, other = rig.partition()
+    make_careful(rig.keeper, rig.worker)
+    make_careful(keeper, other)
+    desk.gates = {"a": asyncio.Event()}
+    rig.take(Debit("a"))
+    await eventually(lambda: desk.seen)
+    _, again = rig.partition(1)
+    assert again is not rig.worker
+    rig.take(Debit("b"), Debit("c"), worker=other)
+    await turns()
+    assert desk.seen == [("a", 0)]
+    desk.gates["a"].set()
+    await eventually(lambda: keeper.acked == [1])
+
+
 async def test_a_frame_that_could_not_be_marked_gives_the_turn_to_others(start: Start) -> None:
     desk = Desk()
     rig = await start(desk.router)

@@ -43,6 +43,11 @@ class Caution:
         self._put_off = put_off
         self._current: Job | None = None
         self._has_turn = False
+        self._former: list[Caution] = []  # of earlier tenures, each with a job that runs on
+
+    def succeed(self, before: "Caution") -> None:
+        """Tell the caution of an earlier tenure of the same partition when its job ends, which runs on."""
+        self._former = [one for one in (*before._former, before) if one._current is not None]  # noqa: SLF001
 
     def step(self) -> None:
         """Go on with the next job, unless one is in hand."""
@@ -66,6 +71,8 @@ class Caution:
         """An attempt has ended; of any job."""
         if job is self._current:
             self._shop.spawn(self._unmark())
+        for one in self._former:
+            one.ended(job)
 
     async def _unmark(self) -> None:
         try:

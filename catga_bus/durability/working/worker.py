@@ -71,6 +71,7 @@ class Worker:
         What they hold is not run beside them.
         """
         before.drop()
+        self._caution.succeed(before._caution)  # noqa: SLF001 - the same class
         for job in self._lanes.inherit(before._lanes):  # noqa: SLF001 - the same class
             job.hands = self
 
