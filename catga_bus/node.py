@@ -38,6 +38,7 @@ from catga_bus.requests.answers import Answers
 from catga_bus.requests.caller import Caller
 from catga_bus.requests.calls import CallerStatistics
 from catga_bus.requests.inboxes import Inboxes
+from catga_bus.requests.kept import KeptBatches
 from catga_bus.requests.responder import Responder, ResponderStatistics
 from catga_bus.requests.service_api import EndpointCounts, NodeFacts, ServiceApi
 from catga_bus.resilience.circuit_breaker import BreakerStatistics
@@ -172,7 +173,7 @@ class Node:
             gate,
             names,
             self.dispatcher,
-            Answers(self.answers, inboxes, identity.id),
+            Answers(self.answers, inboxes, identity.id, KeptBatches(config.kept_bytes, clock)),
             self.directory,
             identity=identity,
             config=config,

@@ -392,6 +392,14 @@ class Names:
         """The subject on which a node is told of requests that it need not start."""
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.cancel"
 
+    def node_results(self, service: str, node_id: str) -> str:
+        """The subject on which a node is asked for the results of commands again, whose answers may be lost."""
+        return f"{self.namespace}.to.{token(service)}.{token(node_id)}.results"
+
+    def is_results(self, subject: str) -> bool:
+        """Whether this is where a node is asked for the results of commands."""
+        return subject.startswith(f"{self.namespace}.to.") and subject.endswith(".results")
+
     def node_ping(self, service: str, node_id: str) -> str:
         """Where one named node is asked whether it lives."""
         return f"{self.namespace}.to.{token(service)}.{token(node_id)}.ping"

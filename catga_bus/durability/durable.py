@@ -16,7 +16,7 @@ import msgspec
 from catga_bus.clock import Clock, utc_now
 from catga_bus.cluster.beats import Identity
 from catga_bus.cluster.directory import Directory
-from catga_bus.cluster.records import NodeChange, NodeInfo
+from catga_bus.cluster.records import NodeChange, NodeInfo, NodeStatus
 from catga_bus.codec import Gate
 from catga_bus.config import BusConfig
 from catga_bus.dispatch.deliveries import Station
@@ -127,6 +127,7 @@ class Durable:
             clock=clock,
             rng=random.Random(),
             ensure_log=self._ensure_log,
+            holders=self._holders,
         )
         self._relay = (
             None
@@ -154,6 +155,7 @@ class Durable:
             utc=lambda: utc_now().timestamp(),
             rng=random.Random(),
         )
+        self._results = self.workshop.results(transport, names.node_results(identity.service, identity.id))
         self._holdings = Holdings(
             transport,
             self._jetstream,
@@ -226,6 +228,8 @@ class Durable:
             DisconnectedError: The server did not answer.
         """
         await self.sender.start()
+        if self._keeps_partitions:
+            await self._results.start()
         self.routes.listen_on(self._transport)
         if not self._keeps_partitions:
             return
@@ -326,6 +330,7 @@ class Durable:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._results.close()
         await self.workshop.close()
         if self._relay is not None:
             await self._relay.close()
@@ -365,6 +370,18 @@ class Durable:
         if self._mover is not None:
             self._mover.reconnected()
         self._holdings.reconnected()
+
+    def _holders(self, subject: str) -> list[tuple[str, str]]:
+        """Return whom to ask about a subject of commands: the owner of its partition, then the others."""
+        queue, _, partition = subject.rpartition(".")
+        number = int(partition)
+        live = [
+            info
+            for info in self._directory.nodes()
+            if info.status is not NodeStatus.FAULTED and self._names.commands(info.service) == f"{queue}.*"
+        ]
+        live.sort(key=lambda info: -info.partitions.get(number, 0))
+        return [(info.service, info.id) for info in live]
 
     def denied(self, subject: str) -> None:
         """The server refuses a subject."""

@@ -1,10 +1,12 @@
 """Answers: where they may go, and the lanes that pack them, shared by all that a node answers."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from catga_bus.requests.inboxes import Inboxes
+from catga_bus.requests.kept import KeptBatches
 from catga_bus.transport.coalescer import Coalescer, Lane
 from catga_bus.wire import Fault, Kind, Status, join_batch
 
@@ -21,12 +23,14 @@ class Answers:
         coalescer: Packs the answers.
         inboxes: Where they may go.
         node_id: Who answers.
+        kept: Where batches are kept that have left; None: nowhere.
     """
 
-    def __init__(self, coalescer: Coalescer, inboxes: Inboxes, node_id: str) -> None:
+    def __init__(self, coalescer: Coalescer, inboxes: Inboxes, node_id: str, kept: KeptBatches | None = None) -> None:
         self._coalescer = coalescer
         self._inboxes = inboxes
         self._node_id = node_id
+        self.kept = kept
         self._known: set[str] = set()
         self._lanes: dict[tuple[str, str], Lane] = {}
 
@@ -46,7 +50,8 @@ class Answers:
         """Return the lane of one inbox and type: a batch of answers tells the time of one handler, not of a mixture."""
         lane = self._lanes.get((inbox, type_name))
         if lane is None:
-            lane = self._lanes[inbox, type_name] = self._coalescer.lane(inbox, self._seal)
+            seal = self._seal if self.kept is None else partial(self._seal_and_keep, self.kept, inbox)
+            lane = self._lanes[inbox, type_name] = self._coalescer.lane(inbox, seal)
         return lane
 
     def fault(self, message_id: str, status: Status, fault: Fault) -> bytes:
@@ -56,3 +61,10 @@ class Answers:
     def _seal(self, number: int, frames: Sequence[bytes], seconds: float) -> tuple[bytes, str]:
         mean_us = int(seconds / len(frames) * 1e6)
         return join_batch(Kind.ANSWERS, (self._node_id, None, number, mean_us), frames), ""
+
+    def _seal_and_keep(
+        self, kept: KeptBatches, inbox: str, number: int, frames: Sequence[bytes], seconds: float
+    ) -> tuple[bytes, str]:
+        sealed = self._seal(number, frames, seconds)
+        kept.keep(inbox, sealed[0])
+        return sealed

@@ -1,5 +1,10 @@
 """Kept answers: what a node has answered lately, for callers whose answer was lost on the way."""
 
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+
+import msgspec
+
 from catga_bus.clock import Clock
 
 KEEP_SECONDS = 10.0
@@ -59,3 +64,60 @@ class KeptAnswers:
         self._young = {}
         self._bytes = 0
         self._turns_at = now + KEEP_SECONDS
+
+
+class _Batch(msgspec.Struct):
+    at: float
+    inbox: str
+    payload: bytes
+    ids: frozenset[str] | None = None
+    """Of the messages that it answers, once somebody has asked."""
+
+
+class KeptBatches:
+    """Payloads full of answers, for a bounded time and within a bound of bytes.
+
+    For answers that nearly never are asked for again: to keep one costs what its batch does, and to look for one means
+    to look through all that went to the same inbox.
+
+    Args:
+        max_bytes: The most bytes of payloads, with what keeping them takes; 0 keeps none.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, max_bytes: int, clock: Clock) -> None:
+        self._most = max_bytes
+        self._clock = clock
+        self._batches: deque[_Batch] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def keep(self, inbox: str, payload: bytes) -> None:
+        """Keep what is sent to an inbox; the oldest are forgotten for it."""
+        batches, now = self._batches, self._clock()
+        batches.append(_Batch(now, inbox, payload))
+        self._bytes += len(payload) + _OVERHEAD
+        while batches and (self._bytes > self._most or batches[0].at < now - KEEP_SECONDS):
+            self._bytes -= len(batches.popleft().payload) + _OVERHEAD
+
+    def find(
+        self, inbox: str, ids: Collection[str], ids_of: Callable[[bytes], Iterable[str]]
+    ) -> list[tuple[bytes, frozenset[str]]]:
+        """Return the payloads that went to an inbox with answers to some of these messages, and what each answers.
+
+        Args:
+            inbox: Where they went, and where alone they may go again.
+            ids: Of the messages.
+            ids_of: Takes a payload apart.
+        """
+        found = []
+        for batch in self._batches:
+            if batch.inbox != inbox:
+                continue
+            if batch.ids is None:
+                batch.ids = frozenset(ids_of(batch.payload))
+            if not batch.ids.isdisjoint(ids):
+                found.append((batch.payload, batch.ids))
+        return found

@@ -11,7 +11,7 @@ import pytest
 from catga_bus import Bus, Context, Ok
 from catga_bus.codec import Gate
 from catga_bus.requests import attempts
-from catga_bus.requests.kept import KEEP_SECONDS, KeptAnswers
+from catga_bus.requests.kept import KEEP_SECONDS, KeptAnswers, KeptBatches
 from catga_bus.testing import eventually
 from catga_bus.wire import Kind, Names, Status, join_batch, join_ids
 from tests.unit.lane import Ask, transport
@@ -301,3 +301,32 @@ def test_an_answer_larger_than_half_the_bound_is_not_kept() -> None:
     assert len(kept) == 0
     kept.keep("2", "inbox", b"y")
     assert kept.find("2", "inbox") == b"y"
+
+
+def test_batches_are_kept_within_their_bounds_and_found_by_what_they_answer() -> None:
+    now, opened = 0.0, []
+
+    def ids_of(payload: bytes) -> list[str]:
+        opened.append(payload)
+        return payload.decode().split()
+
+    kept = KeptBatches(1_000, lambda: now)
+    kept.keep("inbox", b"1 2")
+    kept.keep("other", b"1")
+    kept.keep("inbox", b"3")
+    assert kept.find("inbox", {"2", "4"}, ids_of) == [(b"1 2", {"1", "2"})]
+    assert kept.find("inbox", {"3"}, ids_of) == [(b"3", {"3"})]
+    assert opened == [b"1 2", b"3"], "each is taken apart once"
+    kept.keep("inbox", b"4" + b" " * 200)  # the first has to go
+    assert (len(kept), kept.find("inbox", {"1", "2"}, ids_of)) == (3, [])
+    now = KEEP_SECONDS + 0.1
+    kept.keep("inbox", b"5")
+    assert len(kept) == 1
+    kept.keep("inbox", b" " * 1_000)
+    assert len(kept) == 0, "larger than the bound"
+
+
+def test_no_batches_are_kept_if_none_may_be() -> None:
+    kept = KeptBatches(0, lambda: 0.0)
+    kept.keep("inbox", b"1")
+    assert kept.find("inbox", {"1"}, lambda _: ["1"]) == []

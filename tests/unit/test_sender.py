@@ -15,6 +15,7 @@ from catga_bus import Command, Err, Event, Ok, Stored
 from catga_bus.clock import monotonic
 from catga_bus.codec import Gate
 from catga_bus.durability.routes.routes import Route, Routes, schema_hash
+from catga_bus.durability.sending import inquiries
 from catga_bus.durability.sending.sender import Sender
 from catga_bus.errors import (
     Code,
@@ -80,6 +81,7 @@ class Bank:
         self.streams.streams["catga-evt"] = StreamConfig(
             name="catga-evt", subjects=("catga.evt.*.*",), metadata={"catga.partitions": "16"}
         )
+        self.holders: list[tuple[str, str]] = [("billing", "owner"), ("billing", "other")]
         self.routes: Routes
         self.sender: Sender
 
@@ -102,6 +104,7 @@ class Bank:
             sender="web-1",
             clock=monotonic,
             rng=random.Random(1),
+            holders=lambda subject: self.holders,
         )
         await self.sender.start()
         return self
@@ -693,3 +696,119 @@ async def test_what_the_outbox_gives_in_is_stored_in_order_when_some_of_it_is_re
     assert all(isinstance(end, OverloadedError) for end in ends), "nothing behind what was refused is stored"
     written = bank.sender.statistics().written
     assert (written.waiting, written.waiting_bytes) == (0, 0)
+
+
+# -- answers that do not come --------------------------------------------------------------------------------
+
+
+class Asked:
+    """A node that is asked for results, and takes down for which."""
+
+    def __init__(self, bank: Bank, node: str) -> None:
+        self.ids: list[list[str]] = []
+        self.inboxes: set[str | None] = set()
+        self._bank, self._node = bank, node
+
+    async def start(self) -> "Asked":
+        await self._bank.transport.subscribe(NAMES.node_results("billing", self._node), self._on_query)
+        return self
+
+    def _on_query(self, _: str, payload: bytes, __: str, ___: Any) -> None:
+        gate = Gate()
+        assert gate.kind(payload) == Kind.STATUS
+        batch = gate.ids(payload)
+        self.inboxes.add(batch.head.reply)
+        self.ids.append(list(batch.frames))
+
+
+@pytest.fixture
+def quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiries, "ROUND_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("quick_rounds")
+async def test_whoever_waits_for_an_answer_asks_the_owner_and_in_the_end_everybody(bank: Bank) -> None:
+    owner, other = await Asked(bank, "owner").start(), await Asked(bank, "other").start()
+    call = asyncio.ensure_future(bank.sender.send(Debit("a"), "m1", timeout=30.0))
+    await eventually(lambda: other.ids)
+    assert len(owner.ids) >= inquiries.OWNER_ROUNDS
+    assert {id_ for ids in (*owner.ids, *other.ids) for id_ in ids} == {"m1"}
+    (inbox,) = owner.inboxes
+    assert inbox == batch(bank.streams.stored[0].payload).head.reply, "answers come where they would have come"
+    bank.answer("m1", Status.OK, 7)
+    assert await call == Ok(7)
+    assert bank.sender.statistics().asked == len(owner.ids) + len(other.ids)
+
+    asked = len(owner.ids)
+    await eventually(lambda: not bank.sender._answers.inquiries.is_on)
+    assert len(owner.ids) == asked, "nobody waits: nobody asks"
+    second = asyncio.ensure_future(bank.sender.send(Debit("a"), "m2", timeout=30.0))
+    await eventually(lambda: ["m2"] in owner.ids)
+    bank.answer("m2", Status.OK, 8)
+    await second
+
+
+@pytest.mark.usefixtures("quick_rounds")
+async def test_what_is_not_written_is_not_asked_for(bank: Bank) -> None:
+    owner = await Asked(bank, "owner").start()
+
+    async def slow(_: FakeStreams, what: str) -> None:
+        if what != "kv":
+            await gate.wait()
+
+    gate = asyncio.Event()
+    first = asyncio.ensure_future(bank.sender.send(Debit("a"), "m1", timeout=30.0))
+    await eventually(lambda: len(bank.streams.stored) == 1)
+    bank.streams.act = slow
+    written = asyncio.ensure_future(bank.sender.send(Debit("a"), "m2", timeout=30.0))
+    await eventually(lambda: len(bank.streams.written) == 2)
+    waiting = asyncio.ensure_future(bank.sender.send(Debit("a"), "m3", timeout=30.0))
+    await eventually(lambda: len(owner.ids) >= 3)
+    assert {id_ for ids in owner.ids for id_ in ids} == {"m1", "m2"}, "an answer may come before the acknowledgement"
+    gate.set()
+    await eventually(lambda: len(bank.streams.stored) == 3)
+    for name, call in (("m1", first), ("m2", written), ("m3", waiting)):
+        bank.answer(name, Status.OK, 1)
+        await call
+
+
+async def test_a_connection_that_is_back_asks_at_once_for_all_that_waits(bank: Bank) -> None:
+    owner = await Asked(bank, "owner").start()
+    calls = [asyncio.ensure_future(bank.sender.send(Debit("a"), f"m{n}", timeout=30.0)) for n in range(2_500)]
+    await eventually(lambda: len(list(bank.streams.frames())) == 2_500)
+    bank.sender.reconnected()
+    await eventually(lambda: sum(map(len, owner.ids)) == 2_500, what="asked in parts of at most 1,000")
+    assert max(map(len, owner.ids)) == 1_000
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("quick_rounds")
+async def test_where_questions_are_not_permitted_none_are_asked(bank: Bank) -> None:
+    owner = await Asked(bank, "owner").start()
+    call = asyncio.ensure_future(bank.sender.send(Debit("a"), "m1", timeout=30.0))
+    await eventually(lambda: owner.ids)
+    bank.sender.denied(NAMES.node_results("billing", "owner"))
+    asked = bank.sender.statistics().asked
+    rounds = bank.sender._answers._pending["m1"].rounds
+    inquiry = bank.sender._answers.inquiries
+    for _ in range(3):
+        inquiry._round()
+    assert (bank.sender.statistics().asked, bank.sender._answers._pending["m1"].rounds) == (asked, rounds)
+    bank.sender.reconnected()
+    await eventually(lambda: bank.sender.statistics().asked > asked)
+    bank.answer("m1", Status.OK, 7)
+    await call
+
+
+@pytest.mark.usefixtures("quick_rounds")
+async def test_many_that_wait_take_turns(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiries, "ASKED_AT_ONCE", 10)
+    owner = await Asked(bank, "owner").start()
+    calls = [asyncio.ensure_future(bank.sender.send(Debit("a"), f"m{n}", timeout=30.0)) for n in range(25)]
+    await eventually(lambda: {id_ for ids in owner.ids for id_ in ids} == {f"m{n}" for n in range(25)})
+    assert max(map(len, owner.ids)) <= 10
+    for n, call in enumerate(calls):
+        bank.answer(f"m{n}", Status.OK, n)
+        await call

@@ -24,6 +24,7 @@ from catga_bus.errors import CatgaError
 from catga_bus.pulse import Pulse
 from catga_bus.requests.answers import Answers
 from catga_bus.requests.inboxes import Inboxes
+from catga_bus.requests.kept import KeptBatches
 from catga_bus.testing import RecordedEvents, eventually
 from catga_bus.transport.base import ConnectionOptions
 from catga_bus.transport.coalescer import Coalescer
@@ -226,8 +227,16 @@ class FakeInbox:
 class Rig:
     """One partition, or several."""
 
-    def __init__(self, router: Router, *, inbox: FakeInbox | None = None, unroutable_after: float = 60.0) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        inbox: FakeInbox | None = None,
+        unroutable_after: float = 60.0,
+        kept: KeptBatches | None = None,
+    ) -> None:
         self.router = router
+        self._kept = kept
         self.inbox = inbox
         self.letters = Letters()
         self.answers: list[tuple[str, Status, Any]] = []
@@ -260,7 +269,7 @@ class Rig:
         self.workshop = Workshop(
             self.dispatcher,
             Gate(),
-            Answers(coalescer, Inboxes(["_INBOX"], Names()), "node"),
+            Answers(coalescer, Inboxes(["_INBOX"], Names()), "node", self._kept),
             self.letters,
             self.inbox,
             service="shop",

@@ -8,11 +8,12 @@ from catga_bus.clock import Clock
 from catga_bus.codec import Gate, GateError
 from catga_bus.durability.sending import endings
 from catga_bus.durability.sending.deadlines import Deadlines
+from catga_bus.durability.sending.inquiries import Holders, Inquiries
 from catga_bus.durability.sending.postings import Posting
 from catga_bus.errors import Code, Outcome
 from catga_bus.rarely import RareLog
 from catga_bus.transport.base import Subscription, Transport
-from catga_bus.wire import Kind
+from catga_bus.wire import Kind, Names
 
 _SWEEP_SECONDS_PER_CALL = 2e-6
 
@@ -26,15 +27,29 @@ class Answers:
         transport: The connection.
         gate: Lets answers in.
         drop: Has a command not written, if it was not, because it has its end.
+        names: The subjects.
+        holders: Whom to ask for a result that does not come.
+        sender: Id of this node.
         clock: Monotonic seconds.
 
     Attributes:
         inbox: Where answers come.
         late: Answers to commands that nobody waits for any more.
         rejected: What came and was no answer.
+        inquiries: Ask for results that do not come.
     """
 
-    def __init__(self, transport: Transport, gate: Gate, drop: Callable[[Posting], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        drop: Callable[[Posting], None],
+        names: Names,
+        holders: Holders,
+        *,
+        sender: str,
+        clock: Clock,
+    ) -> None:
         self._transport = transport
         self._gate = gate
         self._drop = drop
@@ -44,6 +59,7 @@ class Answers:
         self._subscription: Subscription | None = None
         self.inbox = transport.new_inbox()
         self.late = self.rejected = 0
+        self.inquiries = Inquiries(transport, names, self._pending.values(), holders, sender=sender, inbox=self.inbox)
 
     def __len__(self) -> int:
         """Commands that wait for their result."""
@@ -65,6 +81,8 @@ class Answers:
             endings.fail(before, Code.DISCONNECTED, Outcome.UNKNOWN, "it was sent again under the same id")
         if posting.deadline < self._deadlines.due:
             self._deadlines.watch(posting.deadline)
+        if not self.inquiries.is_on:
+            self.inquiries.begin()
 
     def forget(self, posting: Posting) -> None:
         """Wait no more; what comes is late."""
@@ -74,6 +92,7 @@ class Answers:
     async def close(self) -> None:
         """End what still waits, and be deaf."""
         self._deadlines.close()
+        self.inquiries.close()
         for posting in list(self._pending.values()):
             endings.fail(posting, Code.DISCONNECTED, Outcome.UNKNOWN, "the bus was closed before a result came")
         self._pending.clear()

@@ -67,6 +67,9 @@ class Posting(msgspec.Struct, eq=False):
     stored: Stored | None = None
     """Where it lies, once that is known."""
 
+    rounds: int = 0
+    """Rounds of questions that it has waited for."""
+
     is_ordered: bool = False
     """Whether it fails with one of its subject that was before it and fails: it is given in again behind that."""
 

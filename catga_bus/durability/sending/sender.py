@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from catga_bus.codec import Gate
 from catga_bus.codec.frames import encode_keyed
 from catga_bus.durability.routes.routes import Routes
 from catga_bus.durability.sending.answers import Answers
+from catga_bus.durability.sending.inquiries import Address, Holders
 from catga_bus.durability.sending.outlets import Kind as MessageKind
 from catga_bus.durability.sending.outlets import Outlet, Outlets, key_of
 from catga_bus.durability.sending.postings import Line, Posting
@@ -38,6 +39,11 @@ async def _nothing(_: float) -> None:
     """There is a log of events already."""
 
 
+def _nobody(_: str) -> Sequence[Address]:
+    """There is no view of the nodes."""
+    return ()
+
+
 class SenderStatistics(msgspec.Struct, frozen=True):
     """What was sent into streams; counts since start."""
 
@@ -49,6 +55,9 @@ class SenderStatistics(msgspec.Struct, frozen=True):
 
     pending: int
     """Commands that wait for their result, now."""
+
+    asked: int
+    """Questions about commands whose result did not come at once."""
 
     late_answers: int
     rejected: int
@@ -70,6 +79,7 @@ class Sender:
         clock: Monotonic seconds.
         rng: Jitter of the pauses between attempts.
         ensure_log: Has a log of events made if there is none, within so many seconds.
+        holders: Whom to ask for a result that does not come.
         duplicate_window: Seconds for which the streams recognise duplicates.
         draw_id: Gives ids of records.
     """
@@ -86,6 +96,7 @@ class Sender:
         clock: Clock,
         rng: random.Random,
         ensure_log: Callable[[float], Awaitable[None]] = _nothing,
+        holders: Holders = _nobody,
         duplicate_window: float = 120.0,
         draw_id: Callable[[], str] = draw_record_id,
     ) -> None:
@@ -96,7 +107,7 @@ class Sender:
         self._clock = clock
         self._create_future = asyncio.get_running_loop().create_future
         self._room = Room()
-        self._answers = Answers(transport, gate, self._drop, clock)
+        self._answers = Answers(transport, gate, self._drop, names, holders, sender=sender, clock=clock)
         self._writer = Writer(
             transport,
             jetstream,
@@ -137,6 +148,7 @@ class Sender:
             commands=self._commands,
             events=self._events,
             pending=len(self._answers),
+            asked=self._answers.inquiries.asked,
             late_answers=self._answers.late,
             rejected=self._answers.rejected,
             written=self._writer.statistics(),
@@ -146,10 +158,12 @@ class Sender:
         """The connection is back."""
         self._max_payload = self._transport.max_payload
         self._writer.reconnected()
+        self._answers.inquiries.reconnected()
 
     def denied(self, subject: str) -> None:
         """The server refuses a subject."""
         self._writer.denied(subject)
+        self._answers.inquiries.denied(subject)
 
     # -- calls ---------------------------------------------------------------------------------------------
 

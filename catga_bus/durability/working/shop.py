@@ -66,6 +66,9 @@ class WorkStatistics(msgspec.Struct, frozen=True):
     duplicates: int
     """Messages that were done before: answered again, not run."""
 
+    repeated: int
+    """Results that were said once more, to senders who asked."""
+
     fenced: int
     """Effects that the inbox refused, because another node owns the partition."""
 
@@ -98,6 +101,7 @@ class Counts(msgspec.Struct):
     refused: int = 0
     retries: int = 0
     duplicates: int = 0
+    repeated: int = 0
     fenced: int = 0
     delayed: int = 0
     stuck: int = 0

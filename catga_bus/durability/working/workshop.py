@@ -16,11 +16,13 @@ from catga_bus.dispatch.dispatcher import Dispatcher
 from catga_bus.durability.inbox.base import Inbox
 from catga_bus.durability.inbox.outbox import Relay
 from catga_bus.durability.working.jobs import Bench, Place
+from catga_bus.durability.working.results import Results
 from catga_bus.durability.working.shop import DeadLetters, Shop, WaitingKey, WorkStatistics
 from catga_bus.durability.working.worker import Worker
 from catga_bus.handlers.registry import HandlerOptions
 from catga_bus.partition.work import Keeping
 from catga_bus.requests.answers import Answers
+from catga_bus.transport.base import Transport
 
 HANDLER_SECONDS: Final = 30.0
 """How long a handler of commands or durable events may take if it does not say."""
@@ -122,6 +124,10 @@ class Workshop:
         self._workers[stream, partition] = worker
         return worker
 
+    def results(self, transport: Transport, subject: str) -> Results:
+        """Return what says results once more, not started."""
+        return Results(self._shop, transport, subject)
+
     def statistics(self) -> WorkStatistics:
         """Return the counts so far."""
         counts, workers = self._shop.counts, list(self._workers.values())
@@ -136,6 +142,7 @@ class Workshop:
             retries=counts.retries,
             dead_letters=dict(counts.dead_letters),
             duplicates=counts.duplicates,
+            repeated=counts.repeated,
             fenced=counts.fenced,
             delayed=counts.delayed,
             stuck=counts.stuck,
