@@ -130,7 +130,7 @@ class ModelJetStream:
     async def delete_message(self, stream: str, sequence: int) -> bool:
         return self._call("delete_message", stream, sequence)
 
-    async def create_consumer(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
+    async def create_consumer(self, stream: str, config: ConsumerConfig, *, timeout: float = 5.0) -> ConsumerInfo:
         return self._call("create_consumer", stream, config)
 
     async def consumer(self, stream: str, name: str) -> ConsumerInfo | None:
@@ -139,7 +139,7 @@ class ModelJetStream:
     async def consumer_names(self, stream: str) -> list[str]:
         return self._call("consumer_names", stream)
 
-    async def delete_consumer(self, stream: str, name: str) -> bool:
+    async def delete_consumer(self, stream: str, name: str, *, timeout: float = 5.0) -> bool:
         return self._call("delete_consumer", stream, name)
 
     async def consume(

@@ -31,6 +31,9 @@ from catga_bus.transport.jetstream import (
 
 T = TypeVar("T")
 
+DELETE_PATIENCE: Final = 1.0
+"""Seconds until a consumer is deleted once more: nobody may answer for one that had no leader and is gone."""
+
 FIRST_PAUSE: Final = 0.05
 LAST_PAUSE: Final = 0.5
 """Seconds between two tries while the outcome is unknown; it grows by half each time. A leader that was killed is
@@ -131,9 +134,10 @@ class Broker:
             case FindFirst(start):
                 return await self._first(start)
             case DeleteConsumer(consumer):
-                return await self._jetstream.delete_consumer(stream, consumer)
-            case CreateConsumer(consumer, start):
-                await self._jetstream.create_consumer(stream, self._config(consumer, start))
+                return await self._jetstream.delete_consumer(stream, consumer, timeout=DELETE_PATIENCE)
+            case CreateConsumer(consumer, start, patience):
+                config = self._config(consumer, start)
+                return (await self._jetstream.create_consumer(stream, config, timeout=patience)).has_leader
             case Pull(consumer, killer):
                 await self._pull(consumer, killer)
         return None

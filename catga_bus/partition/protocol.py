@@ -15,7 +15,7 @@ create a claimant that was overtaken can slip its own consumer in; without the r
 orders of two claimants, tried on nats-server 2.15).
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -76,10 +76,15 @@ class DeleteConsumer(msgspec.Struct, frozen=True):
 
 
 class CreateConsumer(msgspec.Struct, frozen=True):
-    """Make the partition's consumer; done as well if it is there. Event log: it begins at `start`."""
+    """Make the partition's consumer; done as well if it is there. Event log: it begins at `start`.
+
+    Done: False if it is there and has no leader, so that it is of no use for a while. A leader answers as soon as there
+    is one; without an answer the outcome is unknown after `patience` seconds, and whoever asks again hears.
+    """
 
     consumer: str
     start: int
+    patience: float = 1.0
 
 
 class Pull(msgspec.Struct, frozen=True):
@@ -160,6 +165,14 @@ class Claimed(msgspec.Struct, frozen=True):
 
 MayClaim: TypeAlias = Callable[[OwnerRecord], bool]
 """Whether the partition may be taken from whom the record names."""
+
+FIRST_PATIENCE: Final = 1.0
+LAST_PATIENCE: Final = 8.0
+HASTY_ROUNDS: Final = 3
+"""Seconds for which the leader of a new consumer is waited for: 60 to 170 ms are usual, for 16 at once on one machine.
+nats-server 2.15 draws the first leader of a replicated consumer from all servers, one that has just died included; then
+it takes an election of 4 to 9 seconds until there is one. Another consumer is another draw, so the first rounds are
+short; the later ones are twice as long each time, for servers that are slow."""
 
 FOREIGN_ROUNDS: Final = 5
 """How often the server may say that the filter is taken while no other consumer of ours is to be seen. A rival that
@@ -284,30 +297,35 @@ class Ownership:
     def _claim_from(self, seen: Held, above: int, floor: int) -> Steps[Claimed]:
         continues = seen.record is not None and self._is_mine(seen.record)
         killer = seen.record.mark if seen.record is not None and not continues else None
+        barren: set[str] = set()  # consumers of this claim that have no leader: nobody has pulled from them
         while True:
             older: Mapping[str, int] = {}
             start = 1
             if self.domain.is_log:
                 older = (yield from self._consumers()).of(self.partition)
-                start = yield from self._position(seen, older, floor)
+                start = yield from self._position(seen, [name for name in older if name not in barren], floor)
                 above = max(above, *older.values(), 0)
             first = yield from done(FindFirst(start))
             record = self._next_record(seen, start, first, above)
             held = Held(record, (yield from self.write(record, seen.revision)))
-            consumer = self._name(held)
+            create = CreateConsumer(self._name(held), start, _patience(len(barren)))
             if self.domain.is_log:
-                yield from self._install_on_log(consumer, start, older, seen)
+                again = yield from self._install_on_log(create, older, seen, held)
+            else:
+                again = yield from self._install_on_queue(create, seen, held)
+            if not again:
                 break
-            rival = yield from self._install_on_queue(consumer, seen, held)
-            if not rival:
-                break
-            seen, above = held, rival
+            barren.add(create.consumer)
+            seen, above = held, again
+        consumer = create.consumer
         yield from done(Pull(consumer, killer))
         yield from self._confirm(held, consumer)
         return Claimed(held, consumer, continues)
 
-    def _install_on_queue(self, mine: str, seen: Held, held: Held) -> Steps[int]:
+    def _install_on_queue(self, create: CreateConsumer, seen: Held, held: Held) -> Steps[int]:
         """Make mine the only consumer; return 0, or the epoch of a consumer above which the claim must be repeated.
+
+        It is one's own if it has no leader.
 
         A work queue takes no second consumer on a filter, so the old one goes first.
         """
@@ -317,9 +335,9 @@ class Ownership:
         for _ in range(FOREIGN_ROUNDS):
             for name in doomed:
                 yield from done(DeleteConsumer(name))
-            outcome = yield from known(CreateConsumer(mine, 1))
+            outcome = yield from known(create)
             if isinstance(outcome, Done):
-                return 0
+                return held.epoch if outcome.value is False else 0
             refusal = outcome
             if outcome.code != ApiError.CONSUMER_FILTER_NOT_UNIQUE:
                 raise JetStreamRefusedError(outcome.code, outcome.text)
@@ -337,19 +355,21 @@ class Ownership:
         text = f"{refusal.text}; delete the consumer on {subject} that is not the bus's"
         raise JetStreamRefusedError(refusal.code, text)
 
-    def _install_on_log(self, mine: str, start: int, older: Mapping[str, int], seen: Held) -> Steps[None]:
-        """Make mine the only consumer.
+    def _install_on_log(self, create: CreateConsumer, older: Mapping[str, int], seen: Held, held: Held) -> Steps[int]:
+        """Make mine the only consumer; return as `_install_on_queue` does.
 
         A log keeps no two apart, and the old one has the position: it goes last. That of the claim before this one may
         have been made after the others were listed.
         """
-        yield from done(CreateConsumer(mine, start))
+        if (yield from done(create)) is False:
+            return held.epoch
         last = consumer_of(self.domain.service, self.partition, seen)
         doomed = [*older] if last is None or last in older else [*older, last]
         for name in doomed:
             yield from done(DeleteConsumer(name))
+        return 0
 
-    def _position(self, seen: Held, older: Mapping[str, int], floor: int) -> Steps[int]:
+    def _position(self, seen: Held, older: Iterable[str], floor: int) -> Steps[int]:
         """Return where to go on in the log.
 
         Consumers know best: a server that lost its last writes has lost the same in the stream. If somebody has deleted
@@ -408,6 +428,11 @@ class Ownership:
         if record is None or record.state == "released" or not first or record.first != first:
             return 0
         return record.deaths if self._is_mine(record) else record.deaths + 1
+
+
+def _patience(rounds: int) -> float:
+    """Return how long to wait for the leader of a consumer, after so many that had none."""
+    return min(FIRST_PATIENCE * 2.0 ** max(0, rounds - HASTY_ROUNDS + 1), LAST_PATIENCE)
 
 
 def known(operation: Operation) -> Steps[Done | Refused]:

@@ -13,6 +13,10 @@ import msgspec
 
 from catga_bus.errors import CatgaError
 
+CHANGE_TIMEOUT = 5.0
+"""Seconds for changes of streams and consumers: in a cluster they take an election among their replicas, 0.1 s as a
+rule and up to 9 s while a server is gone."""
+
 API_ROOT = "$JS.API."
 """What the subjects of the JetStream API begin with."""
 
@@ -149,6 +153,9 @@ class ConsumerInfo(msgspec.Struct, frozen=True):
     ack_pending: int
     pending: int
     """Messages that match and were never delivered."""
+
+    has_leader: bool = True
+    """Whether there is a server that delivers for it: one of several whose replicas it has, else the only one."""
 
 
 class PubAck(msgspec.Struct, frozen=True):
@@ -329,8 +336,15 @@ class JetStream(Protocol):
         """Delete one message; return whether it was there."""
         ...
 
-    async def create_consumer(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
+    async def create_consumer(
+        self, stream: str, config: ConsumerConfig, *, timeout: float = CHANGE_TIMEOUT
+    ) -> ConsumerInfo:
         """Create a consumer; one that is there already with the same configuration is fine.
+
+        Args:
+            stream: The stream.
+            config: The consumer.
+            timeout: Seconds until the outcome is unknown.
 
         Raises:
             JetStreamRefusedError: Another one has the name; or, on a work queue, the filter overlaps that of another
@@ -346,8 +360,14 @@ class JetStream(Protocol):
         """Return the names of all consumers of a stream."""
         ...
 
-    async def delete_consumer(self, stream: str, name: str) -> bool:
-        """Delete a consumer; return whether it was there."""
+    async def delete_consumer(self, stream: str, name: str, *, timeout: float = CHANGE_TIMEOUT) -> bool:
+        """Delete a consumer; return whether it was there.
+
+        Args:
+            stream: The stream.
+            name: The consumer.
+            timeout: Seconds until the outcome is unknown.
+        """
         ...
 
     async def consume(

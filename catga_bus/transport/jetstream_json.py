@@ -177,7 +177,13 @@ def consumer_info_from_json(answer: Json) -> ConsumerInfo:
         answer["delivered"]["stream_seq"],
         answer["num_ack_pending"],
         answer["num_pending"],
+        _has_leader(answer.get("cluster")),
     )
+
+
+def _has_leader(cluster: Json | None) -> bool:
+    """Tell by what is said of a cluster, if there is one; a single replica has neither other replicas nor elections."""
+    return not cluster or not cluster.get("replicas") or bool(cluster.get("leader"))
 
 
 def message_to_json(message: StoredMessage) -> dict[str, Any]:

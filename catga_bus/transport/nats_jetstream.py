@@ -12,6 +12,7 @@ from catga_bus.transport.base import Transport
 from catga_bus.transport.calls import Calls
 from catga_bus.transport.jetstream import (
     API_ROOT,
+    CHANGE_TIMEOUT,
     ApiError,
     ConsumerConfig,
     ConsumerInfo,
@@ -40,9 +41,7 @@ from catga_bus.transport.jetstream_outcomes import error_of
 from catga_bus.transport.nats_consumption import NatsConsumption
 
 _READ_TIMEOUT: Final = 2.0
-_CHANGE_TIMEOUT: Final = 5.0
-# Seconds until the outcome is unknown. Changes of a cluster's streams and consumers take the time of an election among
-# their replicas, 0.1 s as a rule; reads and acknowledgements take a round trip.
+# Seconds until the outcome is unknown. Reads and acknowledgements take a round trip.
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # All that msgspec raises about bytes.
@@ -112,7 +111,7 @@ class NatsJetStream:
     async def create_stream(self, config: StreamConfig) -> StreamInfo:
         """Create a stream; one that is there already with the same configuration is fine."""
         try:
-            answer = await self._api(f"STREAM.CREATE.{config.name}", stream_to_json(config), _CHANGE_TIMEOUT)
+            answer = await self._api(f"STREAM.CREATE.{config.name}", stream_to_json(config), CHANGE_TIMEOUT)
         except JetStreamRefusedError as error:
             if error.code != ApiError.STREAM_NAME_IN_USE:
                 raise
@@ -125,7 +124,7 @@ class NatsJetStream:
 
     async def update_stream(self, config: StreamConfig) -> StreamInfo:
         """Change a stream."""
-        answer = await self._api(f"STREAM.UPDATE.{config.name}", stream_to_json(config), _CHANGE_TIMEOUT)
+        answer = await self._api(f"STREAM.UPDATE.{config.name}", stream_to_json(config), CHANGE_TIMEOUT)
         return _as_asked(config, _parsed(stream_info_from_json, answer))
 
     async def stream(self, name: str) -> StreamInfo | None:
@@ -140,11 +139,11 @@ class NatsJetStream:
     async def delete_stream(self, name: str) -> bool:
         """Delete a stream; return whether it was there."""
         operation = f"STREAM.DELETE.{name}"
-        return await self._find(operation, None, ApiError.STREAM_NOT_FOUND, timeout=_CHANGE_TIMEOUT) is not None
+        return await self._find(operation, None, ApiError.STREAM_NOT_FOUND, timeout=CHANGE_TIMEOUT) is not None
 
     async def purge(self, stream: str, *, subject: str = "") -> int:
         """Delete all messages, or those on a subject; return how many."""
-        answer = await self._api(f"STREAM.PURGE.{stream}", {"filter": subject} if subject else None, _CHANGE_TIMEOUT)
+        answer = await self._api(f"STREAM.PURGE.{stream}", {"filter": subject} if subject else None, CHANGE_TIMEOUT)
         return _parsed(lambda fields: int(fields["purged"]), answer)
 
     # Messages.
@@ -191,7 +190,7 @@ class NatsJetStream:
         """Delete one message; return whether it was there."""
         body = {"seq": sequence, "no_erase": True}
         try:
-            await self._api(f"STREAM.MSG.DELETE.{stream}", body, _CHANGE_TIMEOUT)
+            await self._api(f"STREAM.MSG.DELETE.{stream}", body, CHANGE_TIMEOUT)
         except JetStreamRefusedError as error:
             if error.code == ApiError.SEQUENCE_NOT_FOUND:
                 return False
@@ -203,7 +202,9 @@ class NatsJetStream:
 
     # Consumers.
 
-    async def create_consumer(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
+    async def create_consumer(
+        self, stream: str, config: ConsumerConfig, *, timeout: float = CHANGE_TIMEOUT
+    ) -> ConsumerInfo:
         """Create a consumer; one that is there already with the same configuration is fine."""
         operation = f"CONSUMER.CREATE.{stream}.{config.name}"
         if len(config.filters) == 1 and "*" not in config.filters[0] and ">" not in config.filters[0]:
@@ -211,7 +212,7 @@ class NatsJetStream:
             operation += f".{config.filters[0]}"
         body = {"stream_name": stream, "config": consumer_to_json(config), "action": "create"}
         try:
-            answer = await self._api(operation, body, _CHANGE_TIMEOUT)
+            answer = await self._api(operation, body, timeout)
         except JetStreamRefusedError as error:
             if error.code != ApiError.CONSUMER_NAME_IN_USE:
                 raise
@@ -230,10 +231,10 @@ class NatsJetStream:
         """Return the names of all consumers of a stream."""
         return await self._names(f"CONSUMER.NAMES.{stream}", "consumers", {})
 
-    async def delete_consumer(self, stream: str, name: str) -> bool:
+    async def delete_consumer(self, stream: str, name: str, *, timeout: float = CHANGE_TIMEOUT) -> bool:
         """Delete a consumer; return whether it was there."""
         operation = f"CONSUMER.DELETE.{stream}.{name}"
-        return await self._find(operation, None, ApiError.CONSUMER_NOT_FOUND, timeout=_CHANGE_TIMEOUT) is not None
+        return await self._find(operation, None, ApiError.CONSUMER_NOT_FOUND, timeout=timeout) is not None
 
     async def consume(
         self, stream: str, consumer: str, on_message: MessageSink, on_status: StatusSink, *, idle: float = 5.0

@@ -17,6 +17,7 @@ from catga_bus.transport.jetstream import (
     ConsumerConfig,
     DeliveredMessage,
     JetStream,
+    JetStreamUnknownError,
     PubAck,
     StreamConfig,
 )
@@ -163,3 +164,32 @@ async def test_a_puller_learns_that_its_leader_is_gone(
     await consumption.close()
     fresh = await js.consume("s", "d", again.append, lambda _, __: None)
     await pull_until(fresh, 10, lambda: [message.payload for message in again] == [b"a", b"b"])
+
+
+async def test_a_new_consumer_may_have_no_leader_for_a_while_and_says_so(
+    js: JetStream, transport: NatsTransport, servers: list[NatsServer]
+) -> None:
+    """The server draws its first leader from all, one that has just died included."""
+    await certain(
+        lambda: js.create_stream(StreamConfig(name="s", subjects=("s.*",), retention="workqueue", replicas=3))
+    )
+
+    async def create(number: int) -> bool:
+        config = ConsumerConfig(name=f"c{number}", filters=(f"s.{number}",), max_ack_pending=10)
+        try:
+            info = await js.create_consumer("s", config, timeout=0.5)
+        except JetStreamUnknownError:
+            info = await certain(lambda: js.create_consumer("s", config))
+        return info.has_leader
+
+    assert [await create(number) for number in range(5)] == [True] * 5
+    (await leader(transport, servers, "STREAM.INFO.s")).kill()
+    await certain(lambda: js.message("s", 1))  # the stream has a leader again
+    for number in range(5, 65):
+        if not await create(number):
+            break
+    else:
+        pytest.fail("the dead server was never drawn, of 60 times")
+    async with asyncio.timeout(30.0):
+        while not await create(number):
+            await asyncio.sleep(0.2)

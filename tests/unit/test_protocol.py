@@ -12,6 +12,7 @@ from catga_bus.partition.protocol import (
     CreateBucket,
     CreateConsumer,
     DeleteConsumer,
+    Done,
     FindFirst,
     ListConsumers,
     Operation,
@@ -273,6 +274,32 @@ def test_every_step_may_be_of_unknown_outcome_whether_it_was_done_or_not(domain:
     claimed = desk.claim(desk.party("b"))
     assert desk.held == claimed.held
     assert desk.consumers == [claimed.consumer]
+
+
+@pytest.mark.parametrize("domain", [QUEUE, LOG], ids=["queue", "log"])
+def test_a_consumer_without_a_leader_is_replaced_under_a_new_epoch(domain: Domain) -> None:
+    desk = Desk(domain)
+    desk.store(2)
+    former = desk.claim(desk.party("a"))
+    late: list[CreateConsumer] = []
+
+    def before(operation: Operation) -> Outcome | None:
+        if not isinstance(operation, CreateConsumer) or len(late) >= 5:
+            return None
+        late.append(operation)
+        desk.broker.perform(0.0, P, operation)
+        return Done(False)
+
+    desk.before = before
+    claimed = desk.claim(desk.party("b"))
+    assert [create.patience for create in late] == [1.0, 1.0, 1.0, 2.0, 4.0]
+    assert len({claimed.consumer, *(create.consumer for create in late)}) == 6, "a delayed delete meets another name"
+    assert claimed.epoch > former.epoch + 5
+    assert desk.held == claimed.held
+    assert desk.consumers == [claimed.consumer]
+    assert claimed.record.deaths == 1, "it counts as one claim"
+    asked = {operation.consumer for operation in desk.asked if isinstance(operation, ReadPosition)}
+    assert asked.isdisjoint(create.consumer for create in late), "whoever has no leader does not answer"
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
