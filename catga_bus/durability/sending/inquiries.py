@@ -117,7 +117,7 @@ class Inquiries:
             found = holders.get(posting.subject)
             if found is None:
                 found = holders[posting.subject] = self._holders(posting.subject)
-            for address in found if posting.rounds > OWNER_ROUNDS else found[:1]:
+            for address in found if posting.rounds - 1 > OWNER_ROUNDS else found[:1]:
                 ids.setdefault(address, []).append(posting.id)
         for address, some in ids.items():
             self._write(self._names.node_results(*address), some)
