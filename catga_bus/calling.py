@@ -190,7 +190,9 @@ class Calling:
         """Enqueue a command, or publish or broadcast an event; return where it is stored, if it is."""
         kind = options_of(type(message)).kind
         if kind != ("Command" if operation == "enqueue" else "Event"):
-            raise ConfigurationError(f"{type(message).__name__} is a {kind}, which cannot be given to {operation}()")
+            article = "an" if kind == "Event" else "a"
+            text = f"{type(message).__name__} is {article} {kind}, which cannot be given to {operation}()"
+            raise ConfigurationError(text)
         limit: float | None = None
         if operation == "enqueue" or (operation == "publish" and options_of(type(message)).durable):
             limit = self._config.store_timeout if timeout is None else self.checked_timeout(timeout)
@@ -248,7 +250,7 @@ class Calling:
         if timeout is None:
             return self._config.send_timeout
         try:
-            if 0.0 < timeout <= MAX_TIMEOUT:
+            if 0.0 < timeout <= MAX_TIMEOUT and timeout is not True:
                 return timeout
         except TypeError:
             pass

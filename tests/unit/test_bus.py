@@ -632,6 +632,8 @@ async def test_what_a_call_cannot_carry_is_refused_with_the_fix(client: Bus) -> 
         await client.broadcast(Quote("a"))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="Quote is a Request"):
         await client.enqueue(Quote("a"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="Tick is an Event"):
+        await client.enqueue(Tick(1))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="Debit is a Command"):
         await client.publish(Debit(1))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="is not stored"):

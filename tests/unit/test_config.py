@@ -88,7 +88,7 @@ def test_what_others_are_told_of_a_node_is_text(options: dict[str, Any], text: s
         Bus("shop", url="memory://a", **options)
 
 
-@pytest.mark.parametrize("timeout", ["5", b"5", [5], object()])
+@pytest.mark.parametrize("timeout", ["5", b"5", [5], True, object()])
 async def test_a_timeout_that_is_no_number_is_named(timeout: Any) -> None:
     async with Bus("client", url="memory://timeouts") as bus:
         with pytest.raises(ConfigurationError, match="timeout must be seconds above 0"):
