@@ -471,6 +471,7 @@ class Bus(Router):
                 result = await posting.future
             except BaseException:
                 self._drop(posting)
+                del posting  # neither it nor a call is tracked by the collector, and the error's traceback has it
                 raise
             if type(result) is Err:
                 self._drop(posting)  # unless it is an answer, one is still waited for
@@ -487,7 +488,6 @@ class Bus(Router):
             return await call.future
         except BaseException:
             here.caller.forget(call)
-            # A call is not tracked by the collector: it and the error would keep each other, by the traceback.
             del call
             raise
 
@@ -527,6 +527,7 @@ class Bus(Router):
                 accepted: Stored = await posting.future
             except BaseException:
                 self._drop(posting)
+                del posting
                 raise
             return accepted
         stored = await self._calling.store("enqueue", command, key=key, timeout=timeout, delay=delay, at=at)
@@ -558,6 +559,7 @@ class Bus(Router):
                 stored: Stored = await posting.future
             except BaseException:
                 self._drop(posting)
+                del posting
                 raise
             return stored
         return await self._calling.store("publish", event, key=key, timeout=timeout)

@@ -136,6 +136,7 @@ class Calling:
             return await call.future
         except BaseException:
             here.caller.forget(call)
+            del call  # it is not tracked by the collector, and the error's traceback has it
             raise
 
     async def _target(

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextvars
+import gc
 import math
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -20,6 +22,7 @@ from catga_bus import (
     BlockingContext,
     Bus,
     BusStateError,
+    CallError,
     CallNext,
     Command,
     ConfigurationError,
@@ -1119,3 +1122,35 @@ def test_a_blocking_bus_that_cannot_start_says_why_and_leaves_no_thread() -> Non
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:1"):
         bus.start()
     assert not any(thread.name == "catga-loop" for thread in threading.enumerate())
+
+
+async def test_errors_of_calls_that_failed_are_freed(url: str) -> None:
+    """What a call consists of is not tracked by the collector: no cycle of it may hold an error, nor an error it."""
+
+    class Pay(Command[int], partition_by="account"):
+        account: str
+
+    async def failed(call: Callable[[], Awaitable[object]]) -> Any:
+        try:
+            await call()
+        except CallError as error:
+            return weakref.ref(error)
+        raise AssertionError("it did not fail")
+
+    bus = Bus("till", url=url, partitions=1)
+
+    @bus.handler
+    async def pay(command: Pay) -> int:
+        return 1
+
+    async with bus:
+        assert await bus.send(Pay("a"), timeout=5.0) == Ok(1)
+        node = bus._node
+        assert node is not None
+        await node.durable._jetstream.delete_stream("catga-cmd-till")
+        errors = [await failed(lambda: bus.enqueue(Pay("a"), timeout=1.0)) for _ in range(3)]
+        errors += [await failed(lambda: node.durable.sender.enqueue(Pay("a"), "m", timeout=1.0)) for _ in range(3)]
+        await asyncio.sleep(0)
+        gc.collect()
+        alive = [error() for error in errors if error() is not None]
+        assert len(alive) <= 1, "the last one may lie in its line until the next is written"

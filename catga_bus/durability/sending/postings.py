@@ -36,10 +36,12 @@ WINDOW_MARGIN: Final = 5.0
 """Seconds before the end of the duplicate window after which a record is not written again: an attempt may take two."""
 
 
-class Posting(msgspec.Struct, eq=False):
+class Posting(msgspec.Struct, eq=False, gc=False):
     """One message on its way into a stream, and who waits for it.
 
-    Tracked by the garbage collector: an error that its future holds holds it in turn, by the frames of its traceback.
+    Not tracked by the garbage collector, as `requests.calls.Call`: it is in a cycle with its line only while it waits
+    there, which nothing does for ever; and who awaits its future lets go of it before an error goes on, whose traceback
+    has that frame.
     """
 
     id: str
@@ -74,7 +76,7 @@ class Posting(msgspec.Struct, eq=False):
     """Whether it fails with one of its subject that was before it and fails: it is given in again behind that."""
 
 
-class Record(msgspec.Struct, eq=False):
+class Record(msgspec.Struct, eq=False, gc=False):
     """What is written as one message, and the same each time."""
 
     id: str

@@ -296,8 +296,9 @@ class Sender:
         self._writer.post(line, posting)
         try:
             stored: Stored = await future
-        except asyncio.CancelledError:
+        except BaseException:
             self._writer.cancel(posting)
+            del posting  # see `Posting`
             raise
         return stored
 
@@ -365,6 +366,7 @@ class Sender:
             result = await posting.future
         except BaseException:
             self.forget(posting)
+            del posting  # see `Posting`
             raise
         if type(result) is Err:
             self.forget(posting)
