@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from catga_bus import forks
-from catga_bus.calling import Calling, after_a_turn, as_err, key_of_request
+from catga_bus.calling import MAX_TIMEOUT, Calling, after_a_turn, as_err, key_of_request
 from catga_bus.clock import Clock, monotonic
 from catga_bus.cluster.beats import Identity, check_identity
 from catga_bus.cluster.discovery import NodeDiscovery
@@ -571,7 +571,12 @@ class Bus(Router):
         here = self._node
         if here is None or self._forks != forks.count or self._calling.has_middleware:
             return None
-        limit = here.store_timeout if timeout is None else self._calling.checked_timeout(timeout)
+        if timeout is None:
+            limit = here.store_timeout
+        elif type(timeout) is float and 0.0 < timeout <= MAX_TIMEOUT:  # as nearly always, without another call
+            limit = timeout
+        else:
+            limit = self._calling.checked_timeout(timeout)
         trace = None if here.trace is None else here.trace()
         return here.post(message, kind, here.take_id(), limit, key, trace)
 

@@ -15,7 +15,7 @@ from catga_bus import Command, Err, Event, Ok, Stored
 from catga_bus.clock import monotonic
 from catga_bus.codec import Gate
 from catga_bus.durability.routes.routes import Route, Routes, schema_hash
-from catga_bus.durability.sending import inquiries
+from catga_bus.durability.sending import inquiries, outlets
 from catga_bus.durability.sending.sender import Sender
 from catga_bus.errors import (
     Code,
@@ -249,6 +249,37 @@ async def test_what_cannot_be_a_key_is_refused_before_it_is_sent(bank: Bank, key
 
     assert caught.value.outcome is Outcome.NOT_RUN
     assert not bank.streams.written
+
+
+async def test_keys_that_come_again_and_those_that_do_not_go_to_their_partition(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlets, "_MAX_KEYS", 10)
+    keys = [*(f"k{n}" for n in range(25)), "x" * 500, *(f"k{n}" for n in range(25))]
+    for number, key in enumerate(keys):
+        await bank.sender.enqueue(Debit(key), f"m{number}", timeout=1.0)
+    found = [(message.subject, frame.key) for message in bank.streams.stored for frame in batch(message.payload).frames]
+    assert found == [(f"catga.cmd.billing.{partition_of(key, 16)}", key) for key in keys]
+    known = bank.sender._outlets._by_class[Debit].by_key
+    assert 0 < len(known) <= 10
+    assert "x" * 500 not in known
+
+    bank.route(Debit, "billing", 3)
+    bank.routes.forget("Debit")
+    bank.streams.stored.clear()
+    await eventually_stored(bank, "k3", partition_of("k3", 3))
+
+
+async def eventually_stored(bank: Bank, key: str, partition: int) -> None:
+    """Send until a route that has changed is known."""
+    async with asyncio.timeout(10.0):
+        number = 0
+        while True:
+            await bank.sender.enqueue(Debit(key), f"again-{number}", timeout=1.0)
+            if bank.streams.stored[-1].subject == f"catga.cmd.billing.{partition}":
+                return
+            number += 1
+            await asyncio.sleep(0.01)
 
 
 # -- routes ------------------------------------------------------------------------------------------------

@@ -110,6 +110,9 @@ class Cached(msgspec.Struct):
     failed_at: float = -math.inf
     """When a known route could not be read again: nobody waits for the next attempt, the bucket has no leader."""
 
+    fresh_until: float = -math.inf
+    """Until when a known route is used without a thought."""
+
     def age_allows(self, now: float) -> Literal["use", "refresh", "read"]:
         """Say what a caller does with it at an instant."""
         age = now - self.read_at
@@ -145,9 +148,7 @@ class Routes:
     def known(self, type_name: str, now: float) -> Route | None:
         """Return a route that needs no reading; None if it has to be found."""
         cached = self._cached.get(type_name)
-        if cached is None or cached.route is None or now - max(cached.read_at, cached.failed_at) > FRESH_SECONDS:
-            return None
-        return cached.route
+        return None if cached is None or now > cached.fresh_until else cached.route
 
     async def find(self, type_name: str, timeout: float) -> Route | None:
         """Return the route of a type, or None if nobody handles it.
@@ -194,7 +195,7 @@ class Routes:
         cached = self._cached.get(type_name)
         if cached is not None and cached.read_at > -math.inf:
             cached.read_at = self._clock() - STALE_SECONDS - 1.0
-            cached.failed_at = -math.inf
+            cached.failed_at = cached.fresh_until = -math.inf
 
     def listen_on(self, transport: Transport) -> None:
         """Hear of changes at once instead of within `STALE_SECONDS`, from the first call on that needs a route.
@@ -241,6 +242,7 @@ class Routes:
                 except JetStreamUnknownError as error:
                     if cached.route is not None:
                         cached.failed_at = self._clock()
+                        cached.fresh_until = cached.failed_at + FRESH_SECONDS
                         return  # the bucket has no leader: what was known has to do
                     cached.trouble = str(error)
                     if self._denied:
@@ -249,6 +251,7 @@ class Routes:
                     await asyncio.sleep(_PAUSE_SECONDS)
                 else:
                     cached.read_at = self._clock()
+                    cached.fresh_until = cached.read_at + FRESH_SECONDS
                     return
         finally:
             cached.reading = None

@@ -34,6 +34,10 @@ Way: TypeAlias = tuple[Line, str]
 _CHECK_SECONDS: Final = 5.0  # between two looks at what the handlers of an event declare
 _CHECK_PATIENCE: Final = 0.5
 
+_MAX_KEYS: Final = 4_096
+_SHORT_KEY: Final = 64
+# What is remembered of a class's keys, which is a cache: at most 0.7 MB. Longer keys are hashed each time.
+
 _WITH_ARTICLE: Final = {"Request": "a Request", "Command": "a Command", "Event": "an Event"}
 _WHAT_TO_DO: Final = {"Request": "send it", "Command": "send or enqueue it", "Event": "publish or broadcast it"}
 
@@ -57,6 +61,9 @@ class Outlet(msgspec.Struct, eq=False):
 
     ways: list[Way | None] = []
     """By partition, as far as they were used."""
+
+    by_key: dict[str, Way] = {}
+    """Of keys that were used lately: they come again and again, and hashing one takes as long as all other looks."""
 
     is_warned: bool = False
     check_at: float = 0.0
@@ -142,6 +149,7 @@ class Outlets:
         if route is not outlet.route:
             outlet.route = route
             outlet.ways = [None] * route.partitions
+            outlet.by_key.clear()
 
     def way(self, outlet: Outlet, key: str) -> Way:
         """Return the line and the subject for a key; the outlet was made ready.
@@ -149,8 +157,16 @@ class Outlets:
         Raises:
             InvalidMessageError: It cannot be a key.
         """
+        return outlet.by_key.get(key) or self._look_up(outlet, key)
+
+    def _look_up(self, outlet: Outlet, key: str) -> Way:
         partition = partition_of(key, len(outlet.ways))
-        return outlet.ways[partition] or self._find_way(outlet, partition)
+        way = outlet.ways[partition] or self._find_way(outlet, partition)
+        if outlet.key_field is not None and len(key) <= _SHORT_KEY:
+            if len(outlet.by_key) >= _MAX_KEYS:
+                outlet.by_key.clear()
+            outlet.by_key[key] = way
+        return way
 
     def _find_way(self, outlet: Outlet, partition: int) -> Way:
         route, names = outlet.route, self._names
