@@ -50,7 +50,9 @@ def run(options: argparse.Namespace, server: Server, progress: Progress) -> Repo
     for services in options.services:
         sides = {
             f"bare-{services}": Side(f"bare nats-py, {services}", "benchmarks.sides.bare_events", workers=services),
-            f"catga-{services}": Side(f"catga_bus, {services}", "benchmarks.sides.events", workers=services),
+            f"catga-{services}": Side(
+                f"catga_bus, {services}", "benchmarks.sides.events", workers=services, is_numbered=True
+            ),
         }
         measured[services] = measure_rounds(
             sides, (options.in_flight,), rounds, seconds, server, progress, is_part=True

@@ -44,6 +44,9 @@ class Side:
     workers: int = 1
     """How many processes of the worker there are."""
 
+    is_numbered: bool = False
+    """Whether each worker is told its `number`, so that that of the next round takes its place."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -164,10 +167,10 @@ def _measure_round(
 def _start(key: str, side: Side, server: Server, stack: ExitStack) -> "_Team":
     # A namespace for each side, or the workers of both kinds of FastStream would share their work.
     where = {"url": server.url, "namespace": f"{server.namespace}-{key}"}
-    workers = [
-        stack.enter_context(RoleProcess(f"{side.module}:Worker", side.path, **where, **side.worker_options))
-        for _ in range(side.workers)
-    ]
+    workers = []
+    for number in range(side.workers):
+        options = side.worker_options | ({"number": number} if side.is_numbered else {})
+        workers.append(stack.enter_context(RoleProcess(f"{side.module}:Worker", side.path, **where, **options)))
     client = stack.enter_context(RoleProcess(f"{side.module}:Client", side.path, **where, **side.client_options))
     return _Team(client, workers)
 

@@ -1,7 +1,6 @@
 """catga_bus: durable events, handled in order per account by several services, each at its own position."""
 
 import asyncio
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -29,10 +28,11 @@ class Worker(Entered):
     Args:
         url: Where the server is.
         namespace: Keeps this run apart from everything else on the server.
+        number: Which service: that of the next round goes on where this one has ended.
     """
 
-    def __init__(self, url: str, namespace: str) -> None:
-        service = f"reader-{os.getpid()}"
+    def __init__(self, url: str, namespace: str, number: int) -> None:
+        service = f"reader-{number}"
         super().__init__(Bus(service, url=url, namespace=namespace, partitions=PARTITIONS, **BUS_OPTIONS))
 
         @self._bus.handler
