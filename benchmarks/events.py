@@ -49,7 +49,9 @@ def run(options: argparse.Namespace, server: Server, progress: Progress) -> Repo
     measured: dict[int, Rounds] = {}
     for services in options.services:
         sides = {
-            f"bare-{services}": Side(f"bare nats-py, {services}", "benchmarks.sides.bare_events", workers=services),
+            f"bare-{services}": Side(
+                f"bare nats-py, {services}", "benchmarks.sides.bare_events", workers=services, is_numbered=True
+            ),
             f"catga-{services}": Side(
                 f"catga_bus, {services}", "benchmarks.sides.events", workers=services, is_numbered=True
             ),

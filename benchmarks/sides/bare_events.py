@@ -1,7 +1,6 @@
 """Bare nats-py on JetStream: 64 bytes of anything in a log, read by several pull consumers. No types, no order."""
 
 import asyncio
-import os
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -55,7 +54,12 @@ class Worker(_Connected):
     Args:
         url: Where the server is.
         namespace: Keeps this run apart from everything else on the server.
+        number: Which consumer: that of the next round goes on where this one has ended.
     """
+
+    def __init__(self, url: str, namespace: str, number: int) -> None:
+        super().__init__(url, namespace)
+        self._name = f"reader-{number}"
 
     async def __aenter__(self) -> Self:
         """Connect and begin to fetch."""
@@ -75,7 +79,7 @@ class Worker(_Connected):
         await super().__aexit__(kind, error, traceback)
 
     async def _work(self) -> None:
-        subscription = await self._streams.pull_subscribe(self._subject, f"reader-{os.getpid()}", self._log)
+        subscription = await self._streams.pull_subscribe(self._subject, self._name, self._log)
         while True:
             with suppress(nats.errors.Error, TimeoutError):  # as a rule that nothing came for a second
                 for message in await subscription.fetch(_BATCH, timeout=1.0):
