@@ -31,6 +31,12 @@ from catga_bus.transport.jetstream import (
 
 T = TypeVar("T")
 
+READ_PATIENCE: Final = 1.0
+HASTY_READS: Final = 15
+"""Seconds for which an answer to a read is waited for. While there is no leader nobody answers, and what was asked just
+before there is one again is lost: the shorter, the sooner a partition goes on. After so many reads in a row without an
+answer it is the server that is slow, and has the time that it takes."""
+
 DELETE_PATIENCE: Final = 1.0
 """Seconds until a consumer is deleted once more: nobody may answer for one that had no leader and is gone."""
 
@@ -38,6 +44,9 @@ FIRST_PAUSE: Final = 0.05
 LAST_PAUSE: Final = 0.5
 """Seconds between two tries while the outcome is unknown; it grows by half each time. A leader that was killed is
 missed for 4 to 9 seconds: 15 to 25 tries."""
+
+
+_READS: Final = (Read, FindFirst, ListConsumers, ReadPosition)
 
 
 class Owners(Protocol):
@@ -92,29 +101,37 @@ class Broker:
         """
         outcome: Outcome | None = None
         pause = FIRST_PAUSE
+        unknown = 0
         while True:
             try:
                 operation = steps.send(outcome)  # type: ignore[arg-type]  # the first send takes None
             except StopIteration as end:
                 value: T = end.value
                 return value
-            outcome = await self.perform(operation)
+            outcome = await self.perform(operation, READ_PATIENCE if unknown < HASTY_READS else None)
             if isinstance(outcome, Unknown):
+                unknown += 1
                 await asyncio.sleep(pause)
                 if self._is_over():
                     steps.close()
                     raise StaleError(f"the partition of {self._key} was let go")
                 pause = min(pause * 1.5, LAST_PAUSE)
             else:
-                pause = FIRST_PAUSE
+                pause, unknown = FIRST_PAUSE, 0
 
-    async def perform(self, operation: Operation) -> Outcome:
-        """Carry out one operation, once."""
+    async def perform(self, operation: Operation, patience: float | None = None) -> Outcome:
+        """Carry out one operation, once.
+
+        Args:
+            operation: Which.
+            patience: Seconds for which an answer to a read is waited for; None: as long as is usual.
+        """
         try:
-            return Done(await self._value(operation))
+            async with asyncio.timeout(patience if isinstance(operation, _READS) else None):
+                return Done(await self._value(operation))
         except JetStreamRefusedError as error:
             return Refused(error.code, error.text)
-        except JetStreamUnknownError:
+        except (JetStreamUnknownError, TimeoutError):
             return Unknown()
 
     async def _value(self, operation: Operation) -> Any:

@@ -169,10 +169,10 @@ def install(points: Points) -> None:
     class TellingBroker(Broker):
         read_at = 0.0
 
-        async def perform(self, operation: Operation) -> Outcome:
+        async def perform(self, operation: Operation, patience: float | None = None) -> Outcome:
             if isinstance(operation, Read):
                 self.read_at = points.recorder.clock()
-            outcome = await super().perform(operation)
+            outcome = await super().perform(operation, patience)
             if isinstance(outcome, Done):
                 await self._tell(operation, outcome.value)
             return outcome
